@@ -1,0 +1,1 @@
+"""Expert dispatch and combine between the ranks of an expert-parallel group."""

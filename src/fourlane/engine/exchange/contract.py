@@ -1,0 +1,98 @@
+"""The contract of expert exchange: dispatch tokens to experts' ranks, combine what they return.
+
+Implementations: `torch_all_to_all` (gloo, NCCL) and, for a group of one rank, `local`.
+Model code yields each `Pending` and never blocks; only `Pending.wait` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from fourlane.policy.placement import Placement
+
+__all__ = ["Agreement", "Exchange", "Pending", "Received"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pending(Protocol[T_co]):
+    """Something under way. `wait` is the only place that blocks."""
+
+    def wait(self) -> T_co:
+        """Return the result, blocking until it is there.
+
+        Raises:
+            PeerLost: a peer died, or did not come within the exchange's timeout.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a rank got to compute in one layer.
+
+    `x_RD` holds the rows of local slot 0, then slot 1, ... ; within a slot the rows of rank 0,
+    then rank 1, ..., each in token order. Slot s owns rows `offset_S1[s]` to `offset_S1[s+1]`.
+    `count_GE` [ranks, experts]: tokens each rank routed to each logical expert in this layer.
+    """
+
+    x_RD: Tensor
+    offset_S1: list[int]
+    count_GE: np.ndarray
+    handle: object
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the ranks of a group told each other with the step's first counts.
+
+    `more`: some rank has work for the next step, so all go on without waiting to be woken.
+    """
+
+    step: int
+    more: bool
+
+
+class Exchange(Protocol):
+    """Dispatch and combine among the ranks of one expert-parallel group."""
+
+    rank: int
+    ranks: int
+
+    def begin_step(self, step: int, *, more: bool) -> None:
+        """Attach this rank's announcement to the first counts of the coming forward pass."""
+        ...
+
+    def agreement(self) -> Agreement:
+        """Return what the group agreed on in the step that has just run."""
+        ...
+
+    def dispatch(
+        self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
+    ) -> Pending[Received]:
+        """Send every token to the ranks that hold its experts.
+
+        Args:
+            x_TD: activations [tokens, model dim]; T may be 0.
+            topk_TK: logical experts [tokens, K], int64.
+            weights_TK: their weights [tokens, K]; applied by `combine`.
+            placement: where experts live.
+            layer: index into the placement's layers.
+        """
+        ...
+
+    def combine(self, y_RD: Tensor, received: Received) -> Pending[Tensor]:
+        """Return expert outputs to their tokens and sum them, weighted, in the order of K.
+
+        Args:
+            y_RD: outputs in the row order of `received.x_RD`.
+
+        Returns:
+            Pending of [tokens, model dim].
+        """
+        ...

@@ -1,0 +1,1 @@
+"""KV pages from prefill to decode, on a lane of their own."""

@@ -1,0 +1,319 @@
+"""What the gateway and the ranks say to each other.
+
+Every message is a tagged msgspec struct; `encode`/`decode` add the version. Nothing is pickled.
+No torch here: the gateway imports this module. How frames are authenticated: `channel`.
+
+A *sequence* is one attempt at one choice of one request. A retry is a new sequence whose
+`token_ids` hold the prompt and all tokens already given to the client; because sampling draws
+from (seed, position) alone, it goes on exactly where the lost one stopped.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from fourlane.errors import ProtocolError
+
+__all__ = [
+    "VERSION",
+    "Cancel",
+    "Drain",
+    "Failed",
+    "FromRank",
+    "Hello",
+    "KvAddress",
+    "KvDelivered",
+    "PeerLostReport",
+    "Prefill",
+    "RankStats",
+    "Regroup",
+    "Regrouped",
+    "Reserve",
+    "Reserved",
+    "Run",
+    "Sampling",
+    "SequenceSpec",
+    "Shutdown",
+    "ToRank",
+    "TokenEvent",
+    "Tokens",
+    "decode_from_rank",
+    "decode_to_rank",
+    "encode",
+]
+
+VERSION = 1
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base: immutable, keyword-only, tagged with its class name."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How tokens are chosen. `seed` is always set (the gateway draws one if the client did not).
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 switch their filter off.
+    `logprobs` None: none wanted; n: the chosen token's and the n likeliest.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    logprobs: int | None = None
+
+
+class SequenceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to run.
+
+    `token_ids`: prompt, then tokens already generated (on a retry). `prompt_tokens`: how many of
+    them are the client's prompt. `max_tokens` in `sampling` counts from the end of the prompt.
+    """
+
+    sequence_id: int
+    token_ids: list[int]
+    prompt_tokens: int
+    sampling: Sampling
+
+
+class KvAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sequence's KV goes: the receiver's endpoint and its reserved pages, in order.
+
+    `endpoint` is "tcp://ip:port" or "shm:///path/to/socket" (same host only).
+    `owner` names the receiving rank, for messages to people.
+    """
+
+    endpoint: str
+    blocks: list[int]
+    owner: str
+
+
+# gateway -> rank
+
+
+class Run(_Message):
+    """To a unified rank: prefill and decode this sequence."""
+
+    sequence: SequenceSpec
+
+
+class Reserve(_Message):
+    """To a decode rank: hold pages for this sequence's KV; answer `Reserved` or `Failed`.
+
+    Decoding starts when the KV and the first token have come from the prefill rank.
+    """
+
+    sequence: SequenceSpec
+
+
+class Prefill(_Message):
+    """To a prefill rank: compute KV, send it layer by layer to `target`, give the first token."""
+
+    sequence: SequenceSpec
+    target: KvAddress
+
+
+class Cancel(_Message):
+    """Drop a sequence and free its pages; no answer. Unknown ids are ignored."""
+
+    sequence_ids: list[int]
+
+
+class Regroup(_Message):
+    """Join the expert-parallel group anew: a member was replaced. Answered by `Regrouped`.
+
+    `store` is a path (FileStore) or "host:port" (TCPStore).
+    """
+
+    generation: int
+    store: str
+
+
+class Drain(_Message):
+    """Take no more work; finish what runs."""
+
+
+class Shutdown(_Message):
+    """Stop now: fail what still runs, free everything, exit 0."""
+
+
+ToRank = Run | Reserve | Prefill | Cancel | Regroup | Drain | Shutdown
+
+# rank -> gateway
+
+
+class Hello(_Message):
+    """First message of a rank once it can serve. Sent again after a lost connection."""
+
+    role: Literal["prefill", "decode", "unified"]
+    rank: int
+    pid: int
+    host: str
+    generation: int
+    kv_blocks: int
+    block_size: int
+    max_length: int
+    kv_endpoint: str | None
+    memory_bytes: int
+    weights_bytes: int
+    load_seconds: float
+    experts: int
+    layers: int
+
+
+class Reserved(_Message):
+    """Pages are held for a sequence."""
+
+    sequence_id: int
+    target: KvAddress
+
+
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One token of one sequence. `index` counts from 0 at the first token after the prompt.
+
+    `finish` is None while the sequence goes on; "stop" (end-of-sequence or stop token, which
+    is included) or "length". `top` holds (token id, log-probability), likeliest first.
+    """
+
+    sequence_id: int
+    index: int
+    token_id: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] | None = None
+    finish: Literal["stop", "length"] | None = None
+
+
+class Tokens(_Message):
+    """Everything one step produced."""
+
+    events: list[TokenEvent]
+
+
+class Failed(_Message):
+    """A sequence cannot go on. `retryable`: another attempt may succeed (lost KV, evicted...)."""
+
+    sequence_id: int
+    reason: str
+    retryable: bool
+
+
+class KvDelivered(_Message):
+    """The receiver has acknowledged a sequence's whole KV (sent by the prefill rank).
+
+    Units:
+        transfer_s, hidden_s: seconds; hidden_s is the part of transfer_s that lay before the
+        sequence's prefill computation ended.
+        cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    sequence_id: int
+    bytes: int
+    transfer_s: float
+    hidden_s: float
+    cached_tokens: int
+    target: str
+
+
+class RankStats(_Message):
+    """Gauges and running totals of a rank; sent at most five times a second, at least every two.
+
+    Units:
+        *_s: seconds since the rank began; lane_bytes: bytes sent by traffic class;
+        expert_tokens_LE: tokens computed here, per layer and logical expert, as totals
+        (flattened row-major [layers, experts]; empty when unchanged).
+    """
+
+    waiting: int
+    running: int
+    reserved: int
+    queued_tokens: int
+    free_blocks: int
+    total_blocks: int
+    steps: int
+    step_s: float
+    exchange_s: float
+    idle_steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    evictions: int
+    lane_bytes: dict[str, int]
+    expert_tokens_LE: list[int]
+    balance_max_over_mean: float
+    memory_bytes: int
+
+
+class PeerLostReport(_Message):
+    """An exchange failed in this rank; it keeps its sequences and waits for `Regroup`."""
+
+    generation: int
+    step: int
+    detail: str
+
+
+class Regrouped(_Message):
+    """This rank is in the new group and goes on."""
+
+    generation: int
+
+
+FromRank = (
+    Hello
+    | Reserved
+    | Tokens
+    | Failed
+    | KvDelivered
+    | RankStats
+    | PeerLostReport
+    | Regrouped
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_to_rank = msgspec.msgpack.Decoder(ToRank)
+_from_rank = msgspec.msgpack.Decoder(FromRank)
+_PREFIX = VERSION.to_bytes(2, "big")
+T = TypeVar("T")
+
+
+def encode(message: ToRank | FromRank) -> bytes:
+    """Encode a message: two bytes of version, then msgpack."""
+    return _PREFIX + _encoder.encode(message)
+
+
+def decode_to_rank(frame: bytes) -> ToRank:
+    """Decode what the gateway sent.
+
+    Raises:
+        ProtocolError: another version, or not such a message.
+    """
+    return _decode(_to_rank, frame)
+
+
+def decode_from_rank(frame: bytes) -> FromRank:
+    """Decode what a rank sent.
+
+    Raises:
+        ProtocolError: another version, or not such a message.
+    """
+    return _decode(_from_rank, frame)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], frame: bytes) -> T:
+    if frame[:2] != _PREFIX:
+        found = int.from_bytes(frame[:2], "big") if len(frame) >= 2 else None
+        raise ProtocolError(f"message version: expected {VERSION}, got {found}; run one version of fourlane everywhere")
+    try:
+        return decoder.decode(memoryview(frame)[2:])
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"malformed message: {error}") from error

@@ -1,0 +1,106 @@
+"""What a service is made of: model, gateway, pools, KV transfer, exchange.
+
+Read from TOML by `fourlane.spec.load`. Not for hardware or networks (`cluster`, `hardware`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from fourlane.units import Duration, Size
+
+__all__ = ["Deployment", "Exchange", "Gateway", "KvCache", "KvTransfer", "Model", "Pool"]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which checkpoint is served.
+
+    `path` is a folder in the Hugging Face layout, or "bundled". `weights` is the dtype the
+    weights are held in; activations, attention and KV are float32 on CPU.
+    """
+
+    path: str = "bundled"
+    name: str | None = None
+    weights: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_length: int | None = None
+
+
+class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side: address, limits, deadlines."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_queued_requests: int = 256
+    max_body: Size = Size(8 << 20)
+    request_timeout: Duration = Duration.parse("600s")
+    shutdown_deadline: Duration = Duration.parse("20s")
+    ready_timeout: Duration = Duration.parse("300s")
+    max_retries: int = 3
+    control: str | None = None
+    """Address ranks connect to, "tcp://host:port"; None: a UNIX socket in the run folder."""
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A set of like ranks: data-parallel attention, expert-parallel MoE.
+
+    `expert_parallel` ranks share one copy of the experts; it divides `ranks` (None: all of
+    them). `launch = "external"` waits for `fourlane worker` processes instead of starting ranks.
+    """
+
+    ranks: int = 1
+    expert_parallel: int | None = None
+    device: str = "cpu"
+    threads: int = 1
+    chunk_tokens: int = 512
+    max_running: int = 256
+    kv_memory: Size = Size(256 << 20)
+    prefix_cache: bool = True
+    launch: Literal["local", "external"] = "local"
+
+
+class KvCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The page size, equal in every pool (tokens per page)."""
+
+    block_size: int = 16
+
+
+class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How KV pages go from prefill to decode.
+
+    `address` is the local IP to bind, on the interface KV traffic shall use; `ports` a range
+    "first-last", or None for any free port.
+    """
+
+    transport: Literal["auto", "tcp", "shared_memory"] = "auto"
+    address: str = "127.0.0.1"
+    ports: str | None = None
+    timeout: Duration = Duration.parse("30s")
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How ranks of a pool exchange tokens among experts."""
+
+    implementation: Literal["torch_all_to_all"] = "torch_all_to_all"
+    address: str = "127.0.0.1"
+    timeout: Duration = Duration.parse("30s")
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One service. Either `prefill` and `decode`, or `unified` (both phases in one pool)."""
+
+    model: Model = Model()
+    gateway: Gateway = Gateway()
+    prefill: Pool | None = None
+    decode: Pool | None = None
+    unified: Pool | None = None
+    kv_cache: KvCache = KvCache()
+    kv_transfer: KvTransfer = KvTransfer()
+    exchange: Exchange = Exchange()
+
+    def pools(self) -> dict[str, Pool]:
+        """Return the pools there are, by role, in a fixed order."""
+        roles = {"prefill": self.prefill, "decode": self.decode, "unified": self.unified}
+        return {role: pool for role, pool in roles.items() if pool is not None}
