@@ -154,7 +154,12 @@ ToRank = Run | Reserve | Prefill | Cancel | Regroup | Drain | Shutdown
 
 
 class Hello(_Message):
-    """First message of a rank once it can serve. Sent again after a lost connection."""
+    """First message of a rank once it can serve. Sent again after a lost connection.
+
+    A rank that has loaded but is in no expert-parallel group yet says `generation` -1 and waits
+    for `Regroup`; `rendezvous` is then where its group can meet if it is the group's first rank:
+    "host:port", the port being the first of a range from which the gateway takes one a generation.
+    """
 
     role: Literal["prefill", "decode", "unified"]
     rank: int
@@ -170,6 +175,7 @@ class Hello(_Message):
     load_seconds: float
     experts: int
     layers: int
+    rendezvous: str | None = None
 
 
 class Reserved(_Message):

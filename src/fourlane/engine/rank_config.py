@@ -1,0 +1,185 @@
+"""Everything one rank process needs to know at its start, worked out from a deployment.
+
+No torch here: the gateway's supervisor and the command line build these values and send them to
+the process that becomes the rank. Not for what changes while a rank runs (`messages`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from fourlane.errors import SpecError
+
+if TYPE_CHECKING:
+    from fourlane.spec.deployment import Deployment, Pool
+
+__all__ = ["RankConfig", "control_endpoint", "group_store", "model_folder", "rank_configs"]
+
+Role = Literal["prefill", "decode", "unified"]
+
+
+class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One rank: who it is, what it loads, whom it talks to.
+
+    `rank` counts in the pool of `role` (0 to `ranks` - 1), `group_rank` in the expert-parallel
+    group `group` (0 to `group_size` - 1). `generation` counts how often the group was formed anew.
+
+    `store` is where the group meets at the start: a path (FileStore), "host:port" (TCPStore,
+    hosted by the member of group_rank 0), or "" to meet nowhere yet. With "" and a group of more
+    than one rank, the rank says `Hello` (generation -1) as soon as it has loaded and waits for a
+    `Regroup`, exactly as it does after it has lost a peer. External ranks start like that, because
+    only the gateway knows which generation it is; they offer `rendezvous`, "host:port", in their
+    `Hello`, and the gateway picks a port above that one for each generation.
+
+    Units:
+        kv_memory: bytes; *_timeout_s: seconds; block_size: tokens a page; chunk_tokens: tokens a
+        prefill step; max_length: tokens of a sequence, None for the model's own limit.
+    """
+
+    role: Role
+    rank: int
+    ranks: int
+    group: int = 0
+    group_rank: int = 0
+    group_size: int = 1
+    generation: int = 0
+    store: str = ""
+    rendezvous: str | None = None
+
+    model_path: str
+    weights: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "cpu"
+    threads: int = 1
+
+    chunk_tokens: int = 512
+    max_running: int = 256
+    kv_memory: int = 256 << 20
+    block_size: int = 16
+    max_length: int | None = None
+    prefix_cache: bool = True
+
+    control_endpoint: str
+    secret_file: str
+    run_dir: str
+
+    exchange: Literal["torch_all_to_all"] = "torch_all_to_all"
+    exchange_address: str = "127.0.0.1"
+    exchange_timeout_s: float = 30.0
+
+    kv_transport: Literal["auto", "tcp", "shared_memory"] = "auto"
+    kv_address: str = "127.0.0.1"
+    kv_ports: tuple[int, int] | None = None
+    kv_timeout_s: float = 30.0
+
+    @property
+    def name(self) -> str:
+        """Return the identity of the rank on the control lane, such as "prefill-0"."""
+        return f"{self.role}-{self.rank}"
+
+
+def rank_configs(deployment: Deployment, run_dir: Path, *, secret_file: Path | None = None) -> list[RankConfig]:
+    """Return the configuration of every rank of a deployment, pool by pool, in order of rank.
+
+    Args:
+        deployment: what is wanted.
+        run_dir: folder for sockets and rendezvous files of this run.
+        secret_file: the deployment's secret; None: `secret` in the run folder.
+
+    Raises:
+        SpecError: a pool cannot be cut into groups, or the port range is malformed; all faults.
+    """
+    faults = [*_group_faults(deployment), *_port_faults(deployment.kv_transfer.ports)]
+    if faults:
+        raise SpecError(*faults)
+    secret = secret_file if secret_file is not None else run_dir / "secret"
+    return [
+        _rank_config(deployment, role, pool, rank, run_dir=run_dir, secret=secret)
+        for role, pool in deployment.pools().items()
+        for rank in range(pool.ranks)
+    ]
+
+
+def control_endpoint(deployment: Deployment, run_dir: Path) -> str:
+    """Return the ZeroMQ address of the gateway's hub: the one asked for, else a socket in the run folder."""
+    return deployment.gateway.control or f"ipc://{run_dir / 'control'}"
+
+
+def group_store(run_dir: Path, role: str, group: int, generation: int) -> str:
+    """Return the path at which one generation of a local group meets; never used twice."""
+    return str(run_dir / f"group-{role}-{group}-{generation}")
+
+
+def model_folder(path: str) -> Path:
+    """Return the folder of a checkpoint; "bundled" is the model that comes with the package."""
+    if path == "bundled":
+        return Path(__file__).parent / "model" / "bundled"
+    return Path(path).expanduser().absolute()
+
+
+def _rank_config(
+    deployment: Deployment, role: str, pool: Pool, rank: int, *, run_dir: Path, secret: Path
+) -> RankConfig:
+    group_size = pool.expert_parallel or pool.ranks
+    group, group_rank = divmod(rank, group_size)
+    meets_here = group_size > 1 and pool.launch == "local"
+    return RankConfig(
+        role=msgspec.convert(role, Role),
+        rank=rank,
+        ranks=pool.ranks,
+        group=group,
+        group_rank=group_rank,
+        group_size=group_size,
+        store=group_store(run_dir, role, group, 0) if meets_here else "",
+        model_path=str(model_folder(deployment.model.path)),
+        weights=deployment.model.weights,
+        device=pool.device,
+        threads=pool.threads,
+        chunk_tokens=pool.chunk_tokens,
+        max_running=pool.max_running,
+        kv_memory=int(pool.kv_memory),
+        block_size=deployment.kv_cache.block_size,
+        max_length=deployment.model.max_length,
+        prefix_cache=pool.prefix_cache,
+        control_endpoint=control_endpoint(deployment, run_dir),
+        secret_file=str(secret),
+        run_dir=str(run_dir),
+        exchange=deployment.exchange.implementation,
+        exchange_address=deployment.exchange.address,
+        exchange_timeout_s=deployment.exchange.timeout.seconds,
+        kv_transport=deployment.kv_transfer.transport,
+        kv_address=deployment.kv_transfer.address,
+        kv_ports=_ports(deployment.kv_transfer.ports),
+        kv_timeout_s=deployment.kv_transfer.timeout.seconds,
+    )
+
+
+def _group_faults(deployment: Deployment) -> list[str]:
+    faults = []
+    for role, pool in deployment.pools().items():
+        size = pool.expert_parallel or pool.ranks
+        if pool.ranks < 1 or size < 1 or pool.ranks % size:
+            faults.append(
+                f"{role}.expert_parallel: expected a divisor of {role}.ranks = {pool.ranks}, got {size}; "
+                "leave it out to share the experts over all ranks of the pool"
+            )
+    return faults
+
+
+def _port_faults(ports: str | None) -> list[str]:
+    try:
+        _ports(ports)
+    except ValueError:
+        return [f'kv_transfer.ports: expected a range "first-last" within 1-65535, such as "7400-7499", got "{ports}"']
+    return []
+
+
+def _ports(ports: str | None) -> tuple[int, int] | None:
+    if ports is None:
+        return None
+    first, last = (int(part) for part in ports.split("-"))
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(ports)
+    return first, last
