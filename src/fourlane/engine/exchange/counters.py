@@ -1,0 +1,44 @@
+"""What an exchange counts while it runs: bytes on the lane, waiting, tokens an expert, balance."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["ExchangeCounters"]
+
+
+class ExchangeCounters:
+    """Running totals of one rank.
+
+    `load_LE` [layers, experts]: tokens computed here. Balance is kept as sums over layers and
+    steps of the fullest rank's tokens and of the mean, so that `balance` is sum of maxima over
+    sum of means: what a pass really waits for.
+
+    Units:
+        wait_s: seconds blocked in `Pending.wait`; bytes_sent: payload bytes to other ranks.
+    """
+
+    def __init__(self, *, layers: int, experts: int) -> None:
+        self.load_LE = np.zeros((layers, experts), dtype=np.int64)
+        self.wait_s = 0.0
+        self.bytes_sent = 0
+        self._sum_of_max = 0
+        self._sum_of_mean = 0.0
+
+    def observe(self, layer: int, local_experts: np.ndarray, count_GE: np.ndarray, tokens_G: np.ndarray) -> None:
+        """Add one layer of one step.
+
+        Args:
+            layer: which.
+            local_experts: experts computed here.
+            count_GE: [ranks, experts] tokens each rank routed to each expert.
+            tokens_G: [ranks] rows each rank computes in this layer.
+        """
+        self.load_LE[layer, local_experts] += count_GE[:, local_experts].sum(axis=0)
+        self._sum_of_max += int(tokens_G.max())
+        self._sum_of_mean += float(tokens_G.mean())
+
+    @property
+    def balance(self) -> float:
+        """Return max/mean tokens a rank since the beginning; 1.0 before any token."""
+        return self._sum_of_max / self._sum_of_mean if self._sum_of_mean else 1.0

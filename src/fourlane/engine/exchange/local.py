@@ -1,0 +1,84 @@
+"""Exchange within one rank: no communication, the same row order and the same sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fourlane.engine.exchange.contract import Agreement, Pending, Received
+from fourlane.engine.exchange.counters import ExchangeCounters
+from fourlane.engine.exchange.rows import SlotTables, sort_by_slot, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fourlane.policy.placement import Placement
+
+__all__ = ["Done", "LocalExchange"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A pending that has happened already."""
+
+    value: object
+
+    def wait(self) -> object:
+        """Return the value."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    order_R: Tensor
+    weights_TK: Tensor
+
+
+class LocalExchange:
+    """The exchange of a group of one rank."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.rank = 0
+        self.ranks = 1
+        self.counters = ExchangeCounters(layers=placement.layers, experts=placement.experts)
+        self._tables = SlotTables(placement, rank=0)
+        self._agreement = Agreement(step=0, more=False)
+
+    def begin_step(self, step: int, *, more: bool) -> None:
+        """Agree with oneself."""
+        self._agreement = Agreement(step=step, more=more)
+
+    def agreement(self) -> Agreement:
+        """Return what was announced."""
+        return self._agreement
+
+    def close(self) -> None:
+        """Release nothing: there is nothing."""
+
+    def dispatch(
+        self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
+    ) -> Pending[Received]:
+        """Sort tokens by slot; see the contract."""
+        self._tables = tables = self._tables.of(placement)
+        order_R, rows_R = sort_by_slot(topk_TK, tables.slot_of(layer, topk_TK.device))
+        count_E = torch.bincount(topk_TK.reshape(-1), minlength=placement.experts)
+        count_GE = count_E.cpu().numpy()[None, :]
+        local = tables.experts_in_slots(layer)
+        held_S = tables.rows_per_slot(layer, count_GE)
+        self.counters.observe(layer, local[local >= 0], count_GE, held_S.sum(keepdims=True))
+        received = Received(
+            x_RD=x_TD[rows_R],
+            offset_S1=[0, *np.cumsum(held_S).tolist()],
+            count_GE=count_GE,
+            handle=_Handle(order_R, weights_TK),
+        )
+        return Done(received)  # type: ignore[return-value]
+
+    def combine(self, y_RD: Tensor, received: Received) -> Pending[Tensor]:
+        """Put rows back in token order and sum; see the contract."""
+        handle = received.handle
+        assert isinstance(handle, _Handle)
+        return Done(weighted_sum(y_RD, handle.order_R, handle.weights_TK))  # type: ignore[return-value]
