@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupAddress", "TorchAllToAll"]
 
+_TEXT_BYTES = 256
 _EXTRA = 2  # columns after the counts: step, more
 
 
@@ -76,15 +77,28 @@ class _Handle:
 class TorchAllToAll:
     """Dispatch and combine with `all_to_all` on uneven splits; no per-expert loops."""
 
-    def __init__(self, address: GroupAddress, placement: Placement, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        address: GroupAddress,
+        placement: Placement,
+        *,
+        device: torch.device,
+        counters: ExchangeCounters | None = None,
+    ) -> None:
         """Join the group; blocks until every rank is there.
+
+        Args:
+            address: where and with whom.
+            placement: where experts live at first.
+            device: of the activations.
+            counters: totals of an earlier generation to go on with.
 
         Raises:
             PeerLost: not all ranks came within `address.join_s`.
         """
         self.rank = address.rank
         self.ranks = address.ranks
-        self.counters = ExchangeCounters(layers=placement.layers, experts=placement.experts)
+        self.counters = counters or ExchangeCounters(layers=placement.layers, experts=placement.experts)
         self._address = address
         self._tables = SlotTables(placement, rank=address.rank)
         self._device = device
@@ -105,10 +119,25 @@ class TorchAllToAll:
         assert self._agreement is not None, "no exchange ran in this step"
         return self._agreement
 
+    def tell_all(self, text: str) -> list[str]:
+        """Give a short text to all ranks and return everybody's, by rank.
+
+        Raises:
+            PeerLost: a peer died or hangs.
+        """
+        mine = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
+        encoded = text.encode()
+        mine[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        mine = mine.to(self._wire)
+        gathered = torch.empty(self.ranks * _TEXT_BYTES, dtype=torch.uint8, device=self._wire)
+        work = self._start("telling endpoints", lambda group: group._allgather_base(gathered, mine))
+        self._wait(work, "telling endpoints")
+        rows = gathered.view(self.ranks, _TEXT_BYTES).cpu().numpy()
+        return [row.tobytes().rstrip(b"\0").decode() for row in rows]
+
     def close(self) -> None:
         """Leave the group; collectives under way on other ranks fail there."""
-        group, self._group = self._group, None
-        del group
+        self._group = None
 
     def dispatch(
         self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int

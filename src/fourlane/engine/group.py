@@ -1,0 +1,118 @@
+"""The expert-parallel group of a rank: stepping together, sleeping together, forming anew.
+
+All ranks of a group must run the same steps, since every step is an exchange. Whoever has work
+while the group sleeps rings the others; with the first counts of a step everyone says whether
+there will be more, and if nobody has any, all go back to sleep.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fourlane.engine.doorbell import Doorbell
+from fourlane.engine.exchange.local import LocalExchange
+from fourlane.engine.exchange.torch_all_to_all import GroupAddress, TorchAllToAll
+
+if TYPE_CHECKING:
+    from fourlane.engine.channel import Secret
+    from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.rank_config import RankConfig
+    from fourlane.policy.placement import Placement
+
+__all__ = ["StepGroup"]
+
+JOIN_TIMEOUT_S = 120.0
+
+
+class StepGroup:
+    """A rank's membership in its group.
+
+    `exchange` is None while the group is not formed (before the first `join`, after `leave`).
+    """
+
+    def __init__(self, config: RankConfig, placement: Placement, *, device: torch.device, secret: Secret) -> None:
+        self.exchange: LocalExchange | TorchAllToAll | None = None
+        self.generation = -1
+        self.step = 0
+        self.counters: ExchangeCounters | None = None
+        self._config = config
+        self._placement = placement
+        self._device = device
+        self._secret = secret
+        self._engaged = False
+        self.doorbell: Doorbell | None = None
+        if config.group_size == 1:
+            self.exchange = LocalExchange(placement)
+            self.counters = self.exchange.counters
+            self.generation = config.generation
+
+    def join(self, store: str, generation: int) -> None:
+        """Meet the other ranks; blocks until all are there.
+
+        Raises:
+            PeerLost: they did not all come in time.
+        """
+        config = self._config
+        if config.group_size == 1:
+            self.generation = generation
+            return
+        self.leave()
+        address = GroupAddress(
+            store=store,
+            rank=config.group_rank,
+            ranks=config.group_size,
+            address=config.exchange_address,
+            join_s=JOIN_TIMEOUT_S,
+            step_s=config.exchange_timeout_s,
+            backend=_backend(self._device, config),
+        )
+        exchange = TorchAllToAll(address, self._placement, device=self._device, counters=self.counters)
+        self.exchange, self.counters = exchange, exchange.counters
+        self._hang_doorbell(exchange)
+        self.generation, self.step, self._engaged = generation, 0, True
+
+    def leave(self) -> None:
+        """Leave the group, if in one: a peer is lost, or this rank stops."""
+        if isinstance(self.exchange, TorchAllToAll):
+            self.exchange.close()
+            self.exchange = None
+        if self.doorbell is not None:
+            self.doorbell.close()
+            self.doorbell = None
+
+    def must_step(self) -> bool:
+        """Tell whether the group is running the next step, with or without work of this rank."""
+        if self.doorbell is not None:
+            rung = self.doorbell.drain()
+            self._engaged |= rung is not None and rung >= self.step
+        return self._engaged
+
+    def begin_step(self, *, more: bool) -> None:
+        """Announce this rank's outlook, and wake the others if the group was asleep."""
+        assert self.exchange is not None, "the group is formed before it steps"
+        if self.doorbell is not None and not self._engaged:
+            self.doorbell.ring(self.step)
+        self.exchange.begin_step(self.step, more=more)
+
+    def end_step(self) -> None:
+        """Take over what the group agreed on."""
+        assert self.exchange is not None, "the group is formed while it steps"
+        self._engaged = self.exchange.ranks > 1 and self.exchange.agreement().more
+        self.step += 1
+
+    def _hang_doorbell(self, exchange: TorchAllToAll) -> None:
+        config = self._config
+        self.doorbell = Doorbell.bind(
+            name=config.name, secret=self._secret, run_dir=config.run_dir, address=config.exchange_address,
+            local=exchange.is_local,
+        )
+        self.doorbell.connect(exchange.tell_all(self.doorbell.endpoint))
+
+
+def _backend(device: torch.device, config: RankConfig) -> str:
+    """Return "nccl" when each rank of the group has a GPU of its own, else "gloo"."""
+    if device.type != "cuda" or torch.cuda.device_count() < config.group_size:
+        return "gloo"
+    return "nccl"
