@@ -1,16 +1,27 @@
-// Python's view of the native core. The only file that knows nanobind; no logic of its own.
+// Python's view of the native core. The only file that knows nanobind; it checks shapes and types, and
+// releases the GIL, but computes nothing itself.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "fourlane/crc32c.hpp"
+#include "fourlane/panels.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
+
+using fourlane::InstructionSet;
+using fourlane::PackedWeights;
+using fourlane::WeightType;
 
 // A C-contiguous buffer of any kind, held while in scope.
 class Buffer {
@@ -39,12 +50,114 @@ std::uint32_t checksum(nb::handle data, std::uint32_t seed) {
     return function(buffer.bytes(), seed);
 }
 
+using ConstRows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Weights = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* message) {
+    if (!condition) throw nb::value_error(message);
+}
+
+std::int64_t extent(const auto& array, std::size_t dim) { return static_cast<std::int64_t>(array.shape(dim)); }
+
+WeightType type_of(const Weights& weights) {
+    if (weights.dtype() == nb::dtype<float>()) return WeightType::float32;
+    require(weights.dtype() == nb::dtype<std::uint16_t>(), "weights: expected float32, or bfloat16 viewed as uint16");
+    return WeightType::bfloat16;
+}
+
+PackedWeights packed(const Weights& weights) {
+    require(weights.ndim() == 4 && weights.shape(3) == fourlane::kPanelColumns,
+            "packed weights: expected [slots, panels, depth, 32]");
+    return {weights.data(), type_of(weights), extent(weights, 0), extent(weights, 1), extent(weights, 2)};
+}
+
+InstructionSet instruction_set(const std::string& name) {
+    if (name.empty()) return fourlane::best_instruction_set();
+    InstructionSet set = InstructionSet::baseline;
+    if (name == "avx2") {
+        set = InstructionSet::avx2;
+    } else if (name == "avx512") {
+        set = InstructionSet::avx512;
+    } else {
+        require(name == "baseline", "instruction set: expected \"baseline\", \"avx2\" or \"avx512\"");
+    }
+    require(fourlane::is_supported(set), "instruction set: this CPU does not have it");
+    return set;
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names{"baseline"};
+    if (fourlane::is_supported(InstructionSet::avx2)) names.emplace_back("avx2");
+    if (fourlane::is_supported(InstructionSet::avx512)) names.emplace_back("avx512");
+    return names;
+}
+
+void pack_panels(const Weights& weight, const Weights& out, std::int64_t slot, std::int64_t first, std::int64_t step) {
+    const PackedWeights to = packed(out);
+    require(weight.ndim() == 2 && type_of(weight) == to.type, "weight: expected [columns, depth] of the packed type");
+    require(extent(weight, 1) == to.depth, "weight: depth differs from the packed one");
+    require(slot >= 0 && slot < to.slots && first >= 0 && step >= 1, "pack: slot, first or step out of range");
+    const std::int64_t last = first + (fourlane::panels_for(extent(weight, 0)) - 1) * step;
+    require(last < to.panels, "pack: more columns than there are panels");
+    const std::size_t bytes = fourlane::size_of(to.type) * static_cast<std::size_t>(to.panels * to.depth * fourlane::kPanelColumns);
+    auto* base = static_cast<std::byte*>(out.data()) + static_cast<std::size_t>(slot) * bytes;
+    const nb::gil_scoped_release released;
+    fourlane::pack_panels(weight.data(), to.type, extent(weight, 0), to.depth, base, first, step);
+}
+
+void advise_huge_pages(const Weights& array) {
+    fourlane::advise_huge_pages(array.data(), array.nbytes());
+}
+
+void linear(const ConstRows& x, const Weights& weight, const Rows& out, const std::string& isa) {
+    const PackedWeights weights = packed(weight);
+    require(weights.slots == 1 && weights.depth == extent(x, 1), "linear: x is not [rows, depth] of the weight");
+    require(extent(out, 0) == extent(x, 0) && fourlane::panels_for(extent(out, 1)) == weights.panels,
+            "linear: out is not [rows, columns] of x and the weight");
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::linear({x.data(), extent(x, 0), extent(x, 1)}, weights, {out.data(), extent(out, 0), extent(out, 1)}, set);
+}
+
+void check_offsets(const std::vector<std::int64_t>& offsets, std::int64_t slots, std::int64_t rows) {
+    require(static_cast<std::int64_t>(offsets.size()) == slots + 1, "offsets: expected slots + 1 of them");
+    require(offsets.front() == 0 && offsets.back() == rows, "offsets: expected to begin at 0 and end at the rows of x");
+    for (std::size_t i = 1; i < offsets.size(); ++i) require(offsets[i - 1] <= offsets[i], "offsets: expected to ascend");
+}
+
+void expert_ffn(const ConstRows& x, const std::vector<std::int64_t>& offsets, const Weights& gate_up_weights,
+                const Weights& down_weights, const Rows& out, const std::string& isa) {
+    const PackedWeights gate_up = packed(gate_up_weights);
+    const PackedWeights down = packed(down_weights);
+    require(gate_up.depth == extent(x, 1), "expert_ffn: x is not [rows, depth] of gate_up");
+    require(gate_up.slots == down.slots && gate_up.panels == 2 * fourlane::panels_for(down.depth),
+            "expert_ffn: gate_up and down do not belong together");
+    require(extent(out, 0) == extent(x, 0) && fourlane::panels_for(extent(out, 1)) == down.panels,
+            "expert_ffn: out is not [rows, columns] of x and down");
+    check_offsets(offsets, gate_up.slots, extent(x, 0));
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::expert_ffn({x.data(), extent(x, 0), extent(x, 1)}, offsets, gate_up, down,
+                         {out.data(), extent(out, 0), extent(out, 1)}, set);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
-    module.doc() = "Native core of fourlane. Not public: every function has a Python face that checks its arguments.";
+    module.doc() = "Native core of fourlane. Not public: every function has a Python face.";
     module.def("crc32c", &checksum<&fourlane::detail::crc32c_hardware>, "data"_a, "seed"_a = 0U,
                "Return the CRC-32C of a contiguous buffer, continuing `seed`; the GIL is released.");
     module.def("crc32c_table", &checksum<&fourlane::detail::crc32c_table>, "data"_a, "seed"_a = 0U,
                "Return the same by table, as on machines without the instruction (for tests).");
+    module.def("instruction_sets", &instruction_sets, "Return the kernel builds this CPU can run, best last.");
+    module.def("pack_panels", &pack_panels, "weight"_a.noconvert(), "out"_a.noconvert(), "slot"_a, "first"_a, "step"_a,
+               "Pack [columns, depth] into panels first, first + step, ... of out[slot] ([slots, panels, depth, 32]).");
+    module.def("advise_huge_pages", &advise_huge_pages, "array"_a.noconvert(),
+               "Ask for huge pages behind an array not written yet.");
+    module.def("linear", &linear, "x"_a.noconvert(), "weight"_a.noconvert(), "out"_a.noconvert(), "isa"_a = "",
+               "Compute out[r] = W x[r]; the GIL is released.");
+    module.def("expert_ffn", &expert_ffn, "x"_a.noconvert(), "offsets"_a, "gate_up"_a.noconvert(),
+               "down"_a.noconvert(), "out"_a.noconvert(), "isa"_a = "",
+               "Compute the gated MLP of each slot's rows; the GIL is released.");
 }

@@ -1,0 +1,158 @@
+"""Compute a model's matrix products on CPU so that a row's result does not depend on the batch.
+
+Weights are packed once, when the model loads; float32 or bfloat16 storage, float32 arithmetic either
+way, so bfloat16 checkpoints lose nothing and cost half the memory traffic. Each element is summed in
+one fixed order: the same row gives the same bits alone and in any batch, on any rank. Between
+machines with and without fused multiply-add the last bits may differ.
+
+One thread computes a call, without the GIL. Not for GPUs and not for training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fourlane import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Tensor
+
+__all__ = ["PANEL_COLUMNS", "PackedExperts", "PackedLinear"]
+
+PANEL_COLUMNS = 32
+_STORED = (torch.float32, torch.bfloat16)
+
+
+class PackedLinear:
+    """A bias-free linear layer, y = W x.
+
+    Args:
+        out_features: N.
+        in_features: K.
+        dtype: what the weight is stored in, torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, out_features: int, in_features: int, *, dtype: torch.dtype) -> None:
+        self.out_features = out_features
+        self.in_features = in_features
+        self.dtype = dtype
+        self._weight = _empty_panels(1, _panels(out_features), in_features, dtype)
+
+    @classmethod
+    def from_tensor(cls, weight_ND: Tensor, dtype: torch.dtype | None = None) -> PackedLinear:
+        """Pack a weight [out features, in features], stored as `dtype` (None: as it comes)."""
+        packed = cls(*weight_ND.shape, dtype=dtype or weight_ND.dtype)
+        packed.load(weight_ND)
+        return packed
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes the packed weight takes."""
+        return self._weight.nbytes
+
+    def load(self, weight_ND: Tensor, *, first_row: int = 0) -> None:
+        """Pack rows first_row, first_row + 1, ... of the weight, for instance q, k and v one after another.
+
+        Args:
+            weight_ND: [rows, in features].
+            first_row: a multiple of 32; the rows up to the next multiple of 32 are set too.
+        """
+        if first_row % PANEL_COLUMNS or first_row + weight_ND.shape[0] > self.out_features:
+            raise ValueError(
+                f"first_row: expected a multiple of {PANEL_COLUMNS} with {weight_ND.shape[0]} rows from there on within "
+                f"{self.out_features}, got {first_row}"
+            )
+        _pack(weight_ND, self._weight, self.dtype, slot=0, first=first_row // PANEL_COLUMNS, step=1)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """Return W x for each row: float32 [tokens, out features].
+
+        Args:
+            x_TD: float32 [tokens, in features], on CPU; copied only if it is not contiguous.
+        """
+        y_TN = torch.empty((x_TD.shape[0], self.out_features))
+        _native.linear(x_TD.detach().contiguous().numpy(), self._weight, y_TN.numpy())
+        return y_TN
+
+
+class PackedExperts:
+    """The experts a rank holds in one layer: y = down(silu(gate x) * up x).
+
+    Args:
+        slots: experts held (S).
+        model_dim: D.
+        hidden_dim: F.
+        dtype: what weights are stored in, torch.float32 or torch.bfloat16.
+    """
+
+    def __init__(self, slots: int, model_dim: int, hidden_dim: int, *, dtype: torch.dtype) -> None:
+        self.slots = slots
+        self.model_dim = model_dim
+        self.hidden_dim = hidden_dim
+        self.dtype = dtype
+        self._gate_up = _empty_panels(slots, 2 * _panels(hidden_dim), model_dim, dtype)
+        self._down = _empty_panels(slots, _panels(model_dim), hidden_dim, dtype)
+
+    @classmethod
+    def from_tensors(
+        cls, gate_SFD: Tensor, up_SFD: Tensor, down_SDF: Tensor, dtype: torch.dtype | None = None
+    ) -> PackedExperts:
+        """Pack all experts at once, stored as `dtype` (None: as they come)."""
+        slots, hidden_dim, model_dim = gate_SFD.shape
+        packed = cls(slots, model_dim, hidden_dim, dtype=dtype or gate_SFD.dtype)
+        for slot in range(slots):
+            packed.load(slot, gate_SFD[slot], up_SFD[slot], down_SDF[slot])
+        return packed
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes the packed weights take."""
+        return self._gate_up.nbytes + self._down.nbytes
+
+    def load(self, slot: int, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> None:
+        """Pack one expert into a slot; slots never loaded hold zeros."""
+        shapes = (tuple(gate_FD.shape), tuple(up_FD.shape), tuple(down_DF.shape))
+        hidden, model = (self.hidden_dim, self.model_dim), (self.model_dim, self.hidden_dim)
+        if shapes != (hidden, hidden, model):
+            raise ValueError(f"expert weights: expected {hidden}, {hidden} and {model}, got {shapes}")
+        _pack(gate_FD, self._gate_up, self.dtype, slot=slot, first=0, step=2)
+        _pack(up_FD, self._gate_up, self.dtype, slot=slot, first=1, step=2)
+        _pack(down_DF, self._down, self.dtype, slot=slot, first=0, step=1)
+
+    def __call__(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
+        """Return each row through its slot's expert: float32 [rows, model dim].
+
+        Args:
+            x_RD: float32 [rows, model dim], on CPU; copied only if it is not contiguous.
+            offset_S1: slot s owns rows offset_S1[s] to offset_S1[s+1].
+        """
+        y_RD = torch.empty((x_RD.shape[0], self.model_dim))
+        x = x_RD.detach().contiguous().numpy()
+        _native.expert_ffn(x, offset_S1, self._gate_up, self._down, y_RD.numpy())
+        return y_RD
+
+
+def _panels(columns: int) -> int:
+    return -(-columns // PANEL_COLUMNS)
+
+
+def _empty_panels(slots: int, panels: int, depth: int, dtype: torch.dtype) -> np.ndarray:
+    """Return zeroed storage [slots, panels, depth, 32], bfloat16 seen as uint16."""
+    if dtype not in _STORED:
+        raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    stored = torch.uint16 if dtype == torch.bfloat16 else dtype
+    storage = torch.empty((slots, panels, depth, PANEL_COLUMNS), dtype=stored).numpy()
+    _native.advise_huge_pages(storage)
+    storage.fill(0)
+    return storage
+
+
+def _pack(weight: Tensor, storage: np.ndarray, dtype: torch.dtype, *, slot: int, first: int, step: int) -> None:
+    plain = weight.detach().to(device="cpu", dtype=dtype).contiguous()
+    seen = plain.view(torch.uint16) if dtype == torch.bfloat16 else plain
+    _native.pack_panels(seen.numpy(), storage, slot, first, step)
