@@ -1,0 +1,87 @@
+"""Find ranks for a choice: how many pages it needs, who could serve it, who does best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fourlane.gateway.ranks import QUEUE_CHUNKS
+from fourlane.policy.request_routing import chain_hashes, choose_decode, choose_prefill, choose_unified, pages_for
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from fourlane.gateway.generation import Choice
+    from fourlane.gateway.ranks import RankView
+
+__all__ = ["Placing", "place"]
+
+GROWTH_TOKENS = 64
+"""Room to grow asked for after a first eviction; doubles with each further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where an attempt goes and what it is counted with there."""
+
+    decode: RankView
+    prefill: RankView
+    pages: int
+    prompt_cost: int
+
+
+def place(choice: Choice, ranks: Collection[RankView], *, block_size: int, now: float) -> Placing | None:
+    """Return where a choice goes, or None if no rank (or pair of ranks) has room for it now."""
+    tokens = len(choice.spec.token_ids) + len(choice.tokens)
+    if choice.hashed_tokens != tokens:
+        choice.hashes = chain_hashes([*choice.spec.token_ids, *choice.tokens], block_size)
+        choice.hashed_tokens = tokens
+    unified = [rank for rank in ranks if rank.role == "unified"]
+    if unified:
+        return _place_unified(choice, unified, tokens, block_size=block_size, now=now)
+    return _place_pair(choice, ranks, tokens, block_size=block_size, now=now)
+
+
+def _place_pair(
+    choice: Choice, ranks: Collection[RankView], tokens: int, *, block_size: int, now: float
+) -> Placing | None:
+    decoders = [rank for rank in ranks if rank.role == "decode"]
+    pages = _pages_wanted(choice, decoders, block_size)
+    at = choose_decode([rank.decode_face(now) for rank in decoders], pages=pages, avoid=_avoided(choice, decoders))
+    if at is None:
+        return None
+    prefillers = [rank for rank in ranks if rank.role == "prefill"]
+    faces = [rank.prefill_face(choice.hashes, tokens, now) for rank in prefillers]
+    by = choose_prefill(
+        faces,
+        prompt_tokens=tokens,
+        queue_limit=QUEUE_CHUNKS * prefillers[0].pool.chunk_tokens,
+        avoid=_avoided(choice, prefillers),
+    )
+    if by is None:
+        return None
+    return Placing(decoders[at], prefillers[by], pages, tokens - faces[by].cached_tokens)
+
+
+def _place_unified(
+    choice: Choice, ranks: Sequence[RankView], tokens: int, *, block_size: int, now: float
+) -> Placing | None:
+    pages = _pages_wanted(choice, ranks, block_size)
+    faces = [rank.prefill_face(choice.hashes, tokens, now) for rank in ranks]
+    at = choose_unified(faces, [rank.decode_face(now) for rank in ranks], pages=pages, avoid=_avoided(choice, ranks))
+    if at is None:
+        return None
+    return Placing(ranks[at], ranks[at], pages, tokens - faces[at].cached_tokens)
+
+
+def _pages_wanted(choice: Choice, ranks: Sequence[RankView], block_size: int) -> int:
+    """Return the pages to ask for: the tokens there are and one more, and after an eviction room to grow."""
+    there = len(choice.spec.token_ids) + len(choice.tokens)
+    left = max(1, choice.spec.sampling.max_tokens - len(choice.tokens))
+    growth = min(left, GROWTH_TOKENS << min(choice.evictions - 1, 20)) if choice.evictions else 1
+    largest = max((rank.total_pages for rank in ranks), default=0)
+    return min(pages_for(there + growth, block_size), max(largest - 1, pages_for(there + 1, block_size)))
+
+
+def _avoided(choice: Choice, ranks: Sequence[RankView]) -> set[int]:
+    return {index for index, rank in enumerate(ranks) if rank.name in choice.avoid}

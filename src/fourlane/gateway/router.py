@@ -1,0 +1,574 @@
+"""The life of a request: queue, ranks, tokens, retries, deadline, end.
+
+One asyncio loop owns a `Router`; no method may be called from another thread. It sends through a
+`RankLink` and is told what ranks say (`handle`) and what became of them (`rank_ready`,
+`rank_lost`, ...). Not here: processes and sockets (`supervisor`, `engine.channel`), HTTP (`app`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fourlane.engine.messages import (
+    Cancel,
+    Failed,
+    KvDelivered,
+    Prefill,
+    RankStats,
+    Reserve,
+    Reserved,
+    Run,
+    SequenceSpec,
+    TokenEvent,
+    Tokens,
+)
+from fourlane.errors import InvalidRequest, Overloaded, ServiceUnavailable
+from fourlane.gateway.generation import Attempt, Choice, Generation, GenerationRequest
+from fourlane.gateway.placing import Placing, place
+from fourlane.gateway.ranks import RankLink, RankView, expected_ranks
+from fourlane.policy.request_routing import pages_for
+
+if TYPE_CHECKING:
+    from fourlane.engine.messages import FromRank, Hello
+    from fourlane.gateway.metrics import Metrics
+    from fourlane.spec.deployment import Deployment
+
+__all__ = ["Limits", "Router"]
+
+SWEEP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on what the router takes on and waits for.
+
+    Units:
+        *_s: seconds.
+    """
+
+    max_queued_requests: int = 256
+    request_timeout_s: float = 600.0
+    max_retries: int = 3
+    reserve_timeout_s: float = 20.0
+    """A decode rank that does not answer a reservation for so long has lost it."""
+    gap_timeout_s: float = 5.0
+    """A token missing for so long, while later ones have come, is lost."""
+    retry_delay_s: float = 0.1
+    """Wait before the first retry after a failure; doubles with each, up to two seconds."""
+    refusal_delay_s: float = 0.5
+    """A rank that refused a reservation gets no other for so long, unless it reports sooner."""
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> Limits:
+        """Return the limits a deployment asks for."""
+        gateway = deployment.gateway
+        return cls(
+            max_queued_requests=gateway.max_queued_requests,
+            request_timeout_s=gateway.request_timeout.seconds,
+            max_retries=gateway.max_retries,
+        )
+
+
+class Router:
+    """Brings requests to ranks and their tokens back."""
+
+    def __init__(self, link: RankLink, deployment: Deployment, limits: Limits, metrics: Metrics) -> None:
+        self.deployment = deployment
+        self.limits = limits
+        self.metrics = metrics
+        self.ranks: dict[str, RankView] = expected_ranks(deployment)
+        self._link = link
+        self._block_size = deployment.kv_cache.block_size
+        self._queue: list[tuple[int, int, Choice]] = []
+        self._generations: dict[Generation, None] = {}
+        self._queued: set[Generation] = set()
+        self._attempts: dict[int, Attempt] = {}
+        self._next_sequence = secrets.randbits(30) << 32
+        self._arrivals = 0
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+
+    # the service
+
+    def start(self) -> None:
+        """Bind to the running event loop and take requests."""
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+
+    async def stop(self, deadline_s: float) -> None:
+        """Take no more requests, let open ones end for up to `deadline_s` seconds, then fail the rest."""
+        self._stopping = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), deadline_s)
+        except TimeoutError:
+            error = ServiceUnavailable("the service is shutting down and did not finish this request in time; retry")
+            for generation in list(self._generations):
+                self._fail(generation, error)
+        self._stop_timers()
+
+    @property
+    def stopping(self) -> bool:
+        """Tell whether the service takes no more requests."""
+        return self._stopping
+
+    @property
+    def waiting(self) -> int:
+        """Return the requests with a choice in the queue."""
+        return len(self._queued)
+
+    @property
+    def running(self) -> int:
+        """Return the sequences at ranks."""
+        return len(self._attempts)
+
+    def token_limit(self) -> int | None:
+        """Return the most tokens (prompt and output) of a sequence that every rank can hold; None before any is up.
+
+        One page is left out: an engine may keep one for padding.
+        """
+        limits = [
+            min(rank.hello.max_length, (rank.hello.kv_blocks - 1) * rank.hello.block_size)
+            for rank in self.ranks.values()
+            if rank.hello is not None
+        ]
+        return min(limits, default=None)
+
+    # what becomes of ranks
+
+    def rank_ready(self, name: str, hello: Hello) -> None:
+        """Note that a rank can serve. A new process (another pid) takes over none of the old one's sequences."""
+        rank = self._rank(name)
+        if rank.hello is not None and rank.hello.pid != hello.pid and rank.state != "lost":
+            self.rank_lost(name, "replaced by a new process")
+        rank.up(hello)
+        self._pump()
+
+    def rank_lost(self, name: str, reason: str) -> None:
+        """Note that a rank's process has gone; what depended on it is tried again elsewhere."""
+        rank = self._rank(name)
+        rank.down(reason)
+        for attempt in list(rank.attempts):
+            if attempt.decode is rank or attempt.state == "prefilling":
+                self._retry(attempt, f"rank {name} was lost ({reason})", culprit=rank)
+        self._pump()
+
+    def rank_paused(self, name: str, reason: str) -> None:
+        """Give a rank no new work, but leave it its sequences: its group is being rebuilt."""
+        rank = self._rank(name)
+        if rank.state in {"ready", "draining"}:
+            rank.state, rank.detail = "paused", reason
+
+    def rank_resumed(self, name: str) -> None:
+        """Give a paused rank work again."""
+        rank = self._rank(name)
+        if rank.state == "paused":
+            rank.state, rank.detail = "ready", ""
+            self._pump()
+
+    def rank_draining(self, name: str) -> None:
+        """Give a rank no new work: it is to end once its sequences have."""
+        rank = self._rank(name)
+        if rank.state in {"ready", "paused"}:
+            rank.state, rank.detail = "draining", "takes no more work"
+
+    def _rank(self, name: str) -> RankView:
+        rank = self.ranks.get(name)
+        if rank is None:
+            raise KeyError(f"rank {name!r}: expected one of {', '.join(self.ranks)}")
+        return rank
+
+    # what clients want
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Take a request on; iterate over what is returned.
+
+        Raises:
+            Overloaded: the queue is full.
+            ServiceUnavailable: the service is shutting down.
+            InvalidRequest: a prompt no rank can hold.
+        """
+        if self._loop is None or self._stopping:
+            raise ServiceUnavailable("the service is shutting down; retry", retry_after=5)
+        if len(self._queued) >= max(1, self.limits.max_queued_requests):
+            raise Overloaded(
+                f"{len(self._queued)} requests are waiting, the limit is {self.limits.max_queued_requests}; retry later",
+                retry_after=self.metrics.figures.retry_after(len(self._queued), self._loop.time()),
+            )
+        self._check_lengths(request)
+        now = self._loop.time()
+        self._arrivals += 1
+        generation = Generation(
+            request,
+            arrival=self._arrivals,
+            now=now,
+            deadline=now + self.limits.request_timeout_s,
+            on_stop=self._stop_choice,
+            on_cancel=self.cancel,
+        )
+        self._generations[generation] = None
+        self._idle.clear()
+        for choice in generation.choices:
+            self._enqueue(choice)
+        self._start_sweeper()
+        self._pump()
+        return generation
+
+    def _check_lengths(self, request: GenerationRequest) -> None:
+        limit = self.token_limit()
+        longest = max(len(spec.token_ids) for spec in request.choices)
+        if limit is not None and longest >= limit:
+            raise InvalidRequest(
+                f"the prompt has {longest} tokens; the service holds at most {limit} tokens of prompt and output: "
+                "shorten the prompt",
+                code="context_length_exceeded",
+            )
+
+    def cancel(self, generation: Generation) -> None:
+        """Drop a request everywhere: its client has gone. Does nothing once it has ended."""
+        if generation not in self._generations:
+            return
+        self._end(generation, "abort")
+        generation.close()
+        self._pump()
+
+    def _stop_choice(self, choice: Choice) -> None:
+        if choice.finished:
+            return
+        if choice.attempt is not None:
+            self._abandon(choice.attempt)
+        self._choice_done(choice, "stop")
+        self._pump()
+
+    # what ranks say
+
+    def handle(self, name: str, message: FromRank) -> None:
+        """Take a message from a rank. Those on processes and groups are the supervisor's and ignored here."""
+        if isinstance(message, Tokens):
+            self._on_tokens(message)
+        elif isinstance(message, RankStats):
+            self._rank(name).report(message)
+        elif isinstance(message, Reserved):
+            self._on_reserved(message)
+        elif isinstance(message, KvDelivered):
+            self._on_delivered(message)
+        elif isinstance(message, Failed):
+            self._on_failed(name, message)
+        else:
+            return
+        if self._queue:
+            self._pump()
+
+    def _on_tokens(self, message: Tokens) -> None:
+        now = self._now()
+        for event in message.events:
+            attempt = self._attempts.get(event.sequence_id)
+            if attempt is None:
+                continue
+            expected = len(attempt.choice.tokens)
+            if event.index == expected:
+                self._accept(attempt, event, now)
+            elif event.index > expected:
+                attempt.early[event.index] = event
+                attempt.gap_since = attempt.gap_since or now
+
+    def _accept(self, attempt: Attempt, event: TokenEvent, now: float) -> None:
+        """Deliver a token that is next in line, and those that had come before it was."""
+        choice = attempt.choice
+        if attempt.prompt_cost:
+            attempt.prefill.queued_tokens -= attempt.prompt_cost
+            attempt.prompt_cost = 0
+        while True:
+            self._observe(choice, now)
+            choice.tokens.append(event.token_id)
+            if event.index > attempt.first_index:
+                attempt.state = "decoding"  # a second token: the KV has arrived
+            choice.generation.push(choice.index, event)
+            if event.finish is not None:
+                self._finished(attempt, event)
+                return
+            following = attempt.early.pop(event.index + 1, None)
+            if following is None:
+                break
+            event = following
+        attempt.gap_since = now if attempt.early else None
+        self._grow(attempt)
+
+    def _observe(self, choice: Choice, now: float) -> None:
+        if choice.tokens:
+            self.metrics.next_token(now - choice.last_token_at, now)
+        else:
+            choice.first_token_at = now
+            self.metrics.first_token(now - choice.generation.submitted_at, now)
+        choice.last_token_at = now
+
+    def _grow(self, attempt: Attempt) -> None:
+        spec = attempt.choice.spec
+        pages = pages_for(len(spec.token_ids) + len(attempt.choice.tokens), self._block_size)
+        if pages > attempt.pages:
+            attempt.decode.pages += pages - attempt.pages
+            attempt.pages = pages
+
+    def _finished(self, attempt: Attempt, event: TokenEvent) -> None:
+        if attempt.state == "prefilling" and attempt.prefill is not attempt.decode:
+            self._abandon(attempt)  # the first token was the last: the decode rank holds pages for nothing
+        else:
+            self._release(attempt)
+        self._choice_done(attempt.choice, event.finish or "stop")
+        self._pump()
+
+    def _on_reserved(self, message: Reserved) -> None:
+        attempt = self._attempts.get(message.sequence_id)
+        if attempt is None or attempt.state != "reserving":
+            return
+        if attempt.prefill.state not in {"ready", "draining", "paused"}:
+            self._retry(attempt, f"rank {attempt.prefill.name} was lost before it began", culprit=attempt.prefill)
+            return
+        attempt.state = "prefilling"
+        attempt.since = self._now()
+        self._link.send(attempt.prefill.name, Prefill(sequence=self._spec(attempt), target=message.target))
+
+    def _on_delivered(self, message: KvDelivered) -> None:
+        self.metrics.kv_delivered(message)
+        attempt = self._attempts.get(message.sequence_id)
+        if attempt is not None:
+            attempt.state = "decoding"
+            generation = attempt.choice.generation
+            if generation.cached_tokens is None:
+                generation.cached_tokens = message.cached_tokens
+
+    def _on_failed(self, name: str, message: Failed) -> None:
+        attempt = self._attempts.get(message.sequence_id)
+        if attempt is None:
+            return
+        rank = self._rank(name)
+        if not message.retryable:
+            self._fail(attempt.choice.generation, ServiceUnavailable(f"rank {name}: {message.reason}"))
+        elif attempt.state == "reserving":
+            rank.blocked_until = self._now() + self.limits.refusal_delay_s
+            self._requeue(attempt, message.reason)
+        elif message.reason.startswith("evicted"):
+            attempt.choice.evictions += 1
+            self.metrics.evicted()
+            self._requeue(attempt, message.reason)
+        else:
+            self._retry(attempt, f"rank {name}: {message.reason}", culprit=rank)
+
+    # from the queue to the ranks
+
+    def _enqueue(self, choice: Choice) -> None:
+        if choice.finished:
+            return
+        generation = choice.generation
+        heapq.heappush(self._queue, (generation.arrival, choice.index, choice))
+        generation.waiting += 1
+        self._queued.add(generation)
+
+    def _dequeue(self) -> Choice:
+        choice = heapq.heappop(self._queue)[2]
+        generation = choice.generation
+        generation.waiting -= 1
+        if generation.waiting == 0:
+            self._queued.discard(generation)
+        return choice
+
+    def _pump(self) -> None:
+        """Send off requests, oldest first, until one finds no room.
+
+        None overtakes: what is oldest gets the next room, so none starves, and a sequence that
+        was evicted (it keeps its request's age) gets it before those that crowded it out.
+        """
+        while self._queue:
+            choice = self._queue[0][2]
+            if choice.finished:
+                self._dequeue()
+                continue
+            placing = place(choice, self.ranks.values(), block_size=self._block_size, now=self._now())
+            if placing is None:
+                return
+            self._dequeue()
+            self._begin(choice, placing)
+
+    def _begin(self, choice: Choice, placing: Placing) -> None:
+        now = self._now()
+        self._next_sequence += 1
+        attempt = Attempt(
+            sequence_id=self._next_sequence,
+            choice=choice,
+            decode=placing.decode,
+            prefill=placing.prefill,
+            pages=placing.pages,
+            prompt_cost=placing.prompt_cost,
+            first_index=len(choice.tokens),
+            since=now,
+        )
+        if not choice.tokens and choice.retries == choice.evictions == 0:
+            self.metrics.dequeued(now - choice.generation.submitted_at)
+        choice.attempt = attempt
+        self._attempts[attempt.sequence_id] = attempt
+        for rank in {placing.decode, placing.prefill}:
+            rank.attempts.add(attempt)
+        placing.decode.owned += 1
+        placing.decode.pages += placing.pages
+        placing.prefill.queued_tokens += placing.prompt_cost
+        placing.prefill.remember_prefix(choice.hashes)
+        if placing.prefill is placing.decode:
+            attempt.state = "decoding"
+            self._link.send(placing.decode.name, Run(sequence=self._spec(attempt)))
+        else:
+            self._link.send(placing.decode.name, Reserve(sequence=self._spec(attempt)))
+
+    def _spec(self, attempt: Attempt) -> SequenceSpec:
+        spec = attempt.choice.spec
+        return SequenceSpec(
+            sequence_id=attempt.sequence_id,
+            token_ids=spec.token_ids + attempt.choice.tokens,
+            prompt_tokens=len(spec.token_ids),
+            sampling=spec.sampling,
+        )
+
+    # ends
+
+    def _release(self, attempt: Attempt) -> None:
+        """Strike an attempt from the books."""
+        del self._attempts[attempt.sequence_id]
+        attempt.choice.attempt = None
+        attempt.decode.attempts.discard(attempt)
+        attempt.prefill.attempts.discard(attempt)
+        attempt.decode.owned -= 1
+        attempt.decode.pages -= attempt.pages
+        attempt.prefill.queued_tokens -= attempt.prompt_cost
+        attempt.prompt_cost = 0
+
+    def _abandon(self, attempt: Attempt) -> None:
+        """Strike an attempt from the books and tell its ranks to drop it."""
+        self._release(attempt)
+        for name in sorted({attempt.decode.name, attempt.prefill.name}):
+            if self.ranks[name].state not in {"lost", "starting"}:
+                self._link.send(name, Cancel(sequence_ids=[attempt.sequence_id]))
+
+    def _requeue(self, attempt: Attempt, reason: str) -> None:
+        """Try again when there is room; does not count as a retry."""
+        attempt.choice.last_failure = reason
+        self._abandon(attempt)
+        self._enqueue(attempt.choice)
+
+    def _retry(self, attempt: Attempt, reason: str, *, culprit: RankView) -> None:
+        """Try again, rather elsewhere, after a short wait; fail the request when that was tried often enough."""
+        choice = attempt.choice
+        self._abandon(attempt)
+        choice.retries += 1
+        choice.last_failure = reason
+        choice.avoid.add(culprit.name)
+        if choice.retries > self.limits.max_retries:
+            tries = f"{choice.retries} attempts failed, the last because {reason}"
+            self._fail(choice.generation, ServiceUnavailable(f"{tries}; a retry is safe"))
+            return
+        self.metrics.retried()
+        delay = 0.0 if culprit.state == "lost" else min(2.0, self.limits.retry_delay_s * 2 ** (choice.retries - 1))
+        self._later(delay, choice)
+
+    def _later(self, delay: float, choice: Choice) -> None:
+        def enqueue() -> None:
+            self._timers.discard(handle)
+            self._enqueue(choice)
+            self._pump()
+
+        if self._loop is None:
+            raise RuntimeError("Router.start was not called")
+        handle = self._loop.call_later(delay, enqueue)
+        self._timers.add(handle)
+
+    def _choice_done(self, choice: Choice, reason: str) -> None:
+        choice.finished = True
+        generation = choice.generation
+        generation.unfinished -= 1
+        self.metrics.choice_finished(reason, choice, self._now())
+        if not generation.unfinished:
+            self._forget(generation)
+            self.metrics.request_finished(self._now() - generation.submitted_at)
+            generation.close()
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        self._end(generation, "error")
+        generation.fail(error)
+
+    def _end(self, generation: Generation, reason: str) -> None:
+        for choice in generation.choices:
+            if not choice.finished:
+                choice.finished = True
+                self.metrics.choice_finished(reason, choice, self._now())
+                if choice.attempt is not None:
+                    self._abandon(choice.attempt)
+        generation.unfinished = 0
+        self._forget(generation)
+
+    def _forget(self, generation: Generation) -> None:
+        self._generations.pop(generation, None)
+        self._queued.discard(generation)
+        if not self._generations:
+            self._idle.set()
+
+    # time
+
+    def _now(self) -> float:
+        if self._loop is None:
+            raise RuntimeError("Router.start was not called")
+        return self._loop.time()
+
+    def _start_sweeper(self) -> None:
+        if self._sweeper is None and self._loop is not None:
+            self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _stop_timers(self) -> None:
+        for handle in (*self._timers, *([self._sweeper] if self._sweeper else [])):
+            handle.cancel()
+        self._timers.clear()
+        self._sweeper = None
+
+    def _sweep(self) -> None:
+        """Look for what has waited too long; runs twice a second while there are requests."""
+        self._sweeper = None
+        now = self._now()
+        for generation in list(self._generations):
+            if now >= generation.deadline:
+                self._fail(generation, self._timed_out(generation))
+        for attempt in list(self._attempts.values()):
+            self._check_stall(attempt, now)
+        self._pump()
+        if self._generations:
+            self._start_sweeper()
+
+    def _check_stall(self, attempt: Attempt, now: float) -> None:
+        if attempt.decode.state == "paused" or attempt.prefill.state == "paused":
+            return
+        name = attempt.decode.name
+        if attempt.state == "reserving" and now - attempt.since > self.limits.reserve_timeout_s:
+            reason = f"rank {name} did not answer a reservation for {self.limits.reserve_timeout_s:g} s"
+            self._retry(attempt, reason, culprit=attempt.decode)
+        elif attempt.gap_since is not None and now - attempt.gap_since > self.limits.gap_timeout_s:
+            missing = len(attempt.choice.tokens)
+            reason = f"token {missing} did not come, though later ones did, for {self.limits.gap_timeout_s:g} s"
+            self._retry(attempt, reason, culprit=attempt.prefill if missing == attempt.first_index else attempt.decode)
+
+    def _timed_out(self, generation: Generation) -> ServiceUnavailable:
+        open_choices = [choice for choice in generation.choices if not choice.finished]
+        attempt = next((choice.attempt for choice in open_choices if choice.attempt is not None), None)
+        where = (
+            f"{attempt.state} on ranks {attempt.prefill.name} and {attempt.decode.name}"
+            if attempt is not None
+            else "waiting for room on a rank"
+        )
+        failures = {choice.last_failure for choice in open_choices if choice.last_failure}
+        last = f"; the last failure: {sorted(failures)[0]}" if failures else ""
+        return ServiceUnavailable(
+            f"the request did not end within {self.limits.request_timeout_s:g} s: it was {where} after "
+            f"{sum(len(choice.tokens) for choice in generation.choices)} tokens{last}",
+        )
