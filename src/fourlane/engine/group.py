@@ -7,6 +7,7 @@ there will be more, and if nobody has any, all go back to sleep.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,7 +71,7 @@ class StepGroup:
         )
         exchange = TorchAllToAll(address, self._placement, device=self._device, counters=self.counters)
         self.exchange, self.counters = exchange, exchange.counters
-        self._hang_doorbell(exchange)
+        self._hang_doorbell(exchange, store, generation)
         self.generation, self.step, self._engaged = generation, 0, True
 
     def leave(self) -> None:
@@ -102,13 +103,13 @@ class StepGroup:
         self._engaged = self.exchange.ranks > 1 and self.exchange.agreement().more
         self.step += 1
 
-    def _hang_doorbell(self, exchange: TorchAllToAll) -> None:
+    def _hang_doorbell(self, exchange: TorchAllToAll, store: str, generation: int) -> None:
         config = self._config
-        self.doorbell = Doorbell.bind(
-            name=config.name, secret=self._secret, run_dir=config.run_dir, address=config.exchange_address,
-            local=exchange.is_local,
-        )
-        self.doorbell.connect(exchange.tell_all(self.doorbell.endpoint))
+        bell = Path(config.run_dir) / f"bell-{config.name}-{generation}"
+        address = f"ipc://{bell}" if Path(store).is_absolute() else f"tcp://{config.exchange_address}:*"
+        self.doorbell = Doorbell(self._secret, config.name)
+        endpoints = exchange.tell_all(self.doorbell.bind(address))
+        self.doorbell.connect([endpoint for rank, endpoint in enumerate(endpoints) if rank != exchange.rank])
 
 
 def _backend(device: torch.device, config: RankConfig) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +39,7 @@ from fourlane.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from fourlane.engine.model.config import ModelConfig
+from fourlane.engine.model.config import read_config
 from fourlane.engine.model.qwen3_moe import load_model
 from fourlane.engine.rank_stats import StatsReporter, resident_bytes
 from fourlane.engine.sampler import SamplingRow, sample
@@ -95,10 +96,10 @@ class RankWorker:
         began = time.monotonic()
         self.config = config
         self.device = _device(config)
-        model_config = ModelConfig.load(config.model_path)
-        secret = Secret.read(config.secret_file)
+        model_config = read_config(Path(config.model_path))
+        secret = Secret.read(Path(config.secret_file))
         placement = linear_placement(
-            layers=model_config.layers, experts=model_config.experts, ranks=config.group_size
+            layers=len(model_config.moe_layers), experts=model_config.experts, ranks=config.group_size
         )
         self.placement = placement
         self.model = load_model(
@@ -124,11 +125,12 @@ class RankWorker:
             max_running=config.max_running,
             max_length=self.max_length,
             block_size=config.block_size,
-            eos_ids=frozenset(model_config.eos_ids),
+            eos_ids=frozenset(model_config.eos_token_ids),
         )
         self.scheduler = Scheduler(pool, limits)
         self.inbox = Inbox()
-        self.channel = RankChannel(config.control_endpoint, identity=config.name, secret=secret)
+        self.channel = RankChannel(secret, config.name)
+        self.channel.connect(config.control_endpoint)
         self.group = StepGroup(config, placement, device=self.device, secret=secret)
         self.stats = StatsReporter(self.scheduler)
         self._secret = secret

@@ -1,0 +1,196 @@
+"""What the ranks of distributed tests do; run by `launch`, which forks one process a rank.
+
+Run as `python rank_bodies.py BODY RANKS FOLDER`. A body gets (rank, ranks, folder) and raises if
+something is wrong; it may end its own process to play a dead peer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from fourlane.engine.exchange.local import LocalExchange
+from fourlane.engine.exchange.torch_all_to_all import GroupAddress, TorchAllToAll
+from fourlane.errors import PeerLost
+from fourlane.policy.placement import Placement, linear_placement
+
+EXPERTS, DIM, TOP_K, LAYERS = 10, 8, 3, 2
+
+
+def _join(rank: int, ranks: int, folder: Path, *, store: str = "store", step_s: float = 10.0) -> TorchAllToAll:
+    address = GroupAddress(str(folder / store), rank, ranks, "127.0.0.1", join_s=20, step_s=step_s)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    return TorchAllToAll(address, placement, device=torch.device("cpu"))
+
+
+def _scale_by_expert(x_RD: torch.Tensor, offset_S1: list[int], experts: list[int]) -> torch.Tensor:
+    y_RD = x_RD.clone()
+    for slot, expert in enumerate(experts):
+        y_RD[offset_S1[slot] : offset_S1[slot + 1]] *= expert + 1.5
+    return y_RD
+
+
+def _pair(
+    exchange: TorchAllToAll | LocalExchange, placement: Placement, tokens: tuple[torch.Tensor, ...], layer: int
+) -> torch.Tensor:
+    received = exchange.dispatch(*tokens, placement, layer=layer).wait()
+    experts = placement.experts_of(exchange.rank, layer).tolist()
+    return exchange.combine(_scale_by_expert(received.x_RD, received.offset_S1, experts), received).wait()
+
+
+def _alone(tokens: tuple[torch.Tensor, ...], layer: int) -> torch.Tensor:
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=1)
+    exchange = LocalExchange(placement)
+    exchange.begin_step(0, more=False)
+    return _pair(exchange, placement, tokens, layer)
+
+
+def _tokens(count: int, seed: int, *, experts: int = EXPERTS) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    x_TD = torch.randn(count, DIM, generator=generator)
+    topk_TK = torch.rand(count, experts, generator=generator).topk(TOP_K).indices
+    return x_TD, topk_TK, torch.rand(count, TOP_K, generator=generator)
+
+
+def equal_to_one_process(rank: int, ranks: int, folder: Path) -> None:
+    """Ragged batches, also empty ones, give bit for bit what one process gives."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    for step in range(8):
+        exchange.begin_step(step, more=rank == 0 and step < 3)
+        tokens = _tokens([7, 0, 1, 30][(rank + step) % 4], seed=100 * rank + step)
+        for layer in range(LAYERS):
+            assert torch.equal(_pair(exchange, placement, tokens, layer), _alone(tokens, layer)), (rank, step)
+        assert exchange.agreement().more == (step < 3)
+    totals = exchange.counters.load_LE.sum()
+    everyone = exchange.tell_all(f"rank {rank} computed {totals}")
+    assert len(everyone) == ranks
+    assert everyone[rank] == f"rank {rank} computed {totals}"
+
+
+def all_to_one_expert(rank: int, ranks: int, folder: Path) -> None:
+    """Every token of every rank goes to the same experts."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    tokens = _tokens(20, seed=rank, experts=TOP_K)
+    exchange.begin_step(0, more=False)
+    assert torch.equal(_pair(exchange, placement, tokens, 0), _alone(tokens, 0))
+    assert exchange.counters.balance > 1.5
+
+
+def two_micro_batches_interleave(rank: int, ranks: int, folder: Path) -> None:
+    """Two batches under way at once do not mix."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    a, b = _tokens(9, seed=rank), _tokens(4, seed=50 + rank)
+    exchange.begin_step(0, more=False)
+    pending_a = exchange.dispatch(*a, placement, layer=0)
+    pending_b = exchange.dispatch(*b, placement, layer=0)
+    experts = placement.experts_of(rank, 0).tolist()
+    received_a, received_b = pending_a.wait(), pending_b.wait()
+    back_a = exchange.combine(_scale_by_expert(received_a.x_RD, received_a.offset_S1, experts), received_a)
+    back_b = exchange.combine(_scale_by_expert(received_b.x_RD, received_b.offset_S1, experts), received_b)
+    assert torch.equal(back_a.wait(), _alone(a, 0))
+    assert torch.equal(back_b.wait(), _alone(b, 0))
+
+
+def peer_dies(rank: int, ranks: int, folder: Path) -> None:
+    """Survivors of a killed peer get a typed error at once, meet its successor and go on."""
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    tokens = _tokens(5, seed=rank)
+    if not (folder / f"lived-{rank}").exists():
+        (folder / f"lived-{rank}").touch()
+        exchange = _join(rank, ranks, folder)
+        exchange.begin_step(0, more=True)
+        _pair(exchange, placement, tokens, 0)
+        if rank == ranks - 1:
+            os.kill(os.getpid(), signal.SIGKILL)  # `_main` starts this rank once more
+        _step_until_lost(exchange, placement, tokens)
+        exchange.close()
+    exchange = _join(rank, ranks, folder, store="again")
+    exchange.begin_step(0, more=False)
+    assert torch.equal(_pair(exchange, placement, tokens, 1), _alone(tokens, 1))
+
+
+def _step_until_lost(exchange: TorchAllToAll, placement: Placement, tokens: tuple[torch.Tensor, ...]) -> None:
+    began = time.monotonic()
+    try:
+        for step in range(1, 1000):
+            exchange.begin_step(step, more=True)
+            _pair(exchange, placement, tokens, 0)
+    except PeerLost as error:
+        assert "a peer died or hangs" in str(error)  # noqa: PT017 - in a forked rank
+        assert time.monotonic() - began < 5
+    else:
+        raise AssertionError("the exchange went on without its peer")
+
+
+def peer_hangs(rank: int, ranks: int, folder: Path) -> None:
+    """A peer that does not come makes the others fail within the timeout, naming the place."""
+    exchange = _join(rank, ranks, folder, step_s=1.0)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    exchange.begin_step(0, more=False)
+    if rank == ranks - 1:
+        time.sleep(4)
+        return
+    began = time.monotonic()
+    try:
+        _pair(exchange, placement, _tokens(3, seed=rank), 0)
+    except PeerLost as error:
+        assert "step 0, layer 0, counts" in str(error)  # noqa: PT017 - in a forked rank
+        assert time.monotonic() - began < 3.5
+    else:
+        raise AssertionError("the exchange went on without its peer")
+
+
+def absent_peer(rank: int, ranks: int, folder: Path) -> None:
+    """A group that one rank never joins says so."""
+    if rank == ranks - 1:
+        return
+    address = GroupAddress(str(folder / "store"), rank, ranks, "127.0.0.1", join_s=1.0, step_s=1.0)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    try:
+        TorchAllToAll(address, placement, device=torch.device("cpu"))
+    except PeerLost as error:
+        assert "did not all meet" in str(error)  # noqa: PT017 - in a forked rank
+    else:
+        raise AssertionError("joined without its peer")
+
+
+def _start(body: str, rank: int, ranks: int, folder: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        globals()[body](rank, ranks, folder)
+    except BaseException:  # noqa: BLE001 - reported, and turned into an exit code
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def _main(body: str, ranks: int, folder: Path) -> int:
+    """Run a rank a process; one that was killed is started once more. Return the worst exit code."""
+    torch.set_num_threads(1)
+    alive = {_start(body, rank, ranks, folder): rank for rank in range(ranks)}
+    restarts, worst = 0, 0
+    while alive:
+        child, status = os.wait()
+        rank, code = alive.pop(child), os.waitstatus_to_exitcode(status)
+        if code == -signal.SIGKILL and not restarts:
+            restarts += 1
+            alive[_start(body, rank, ranks, folder)] = rank
+        else:
+            worst = max(worst, abs(code))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
