@@ -1,0 +1,204 @@
+"""Attention over a paged KV cache: rotary embedding, the paged backend in PyTorch, one layer's block.
+
+Sequences that bring one token (decode) are computed together, padded to the longest; sequences
+that bring more (a prefill chunk) one by one. `cpu_kernels` does both in one native call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fourlane.engine.batch import StepBatch
+    from fourlane.engine.model.linear import Linear
+
+__all__ = ["Attend", "Attention", "AttentionBackend", "Rope", "TorchAttention"]
+
+
+class Attend(Protocol):
+    """One step's attention: which rows see which pages is settled."""
+
+    def __call__(self, q_THd: Tensor, kv_QBShd: Tensor) -> Tensor:
+        """Attend causally from the step's rows to one layer's pages.
+
+        Args:
+            q_THd: queries [tokens, heads, head dim], rotated.
+            kv_QBShd: [2 (K, V), blocks, block_size, kv heads, head dim]; the step's own K and V
+                are in it already.
+
+        Returns:
+            [tokens, heads * head dim].
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """A way to compute attention."""
+
+    def prepare(self, batch: StepBatch, block_size: int) -> Attend:
+        """Settle what all layers of a step share."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding, halves rotated as Hugging Face does.
+
+    inverse_frequency_d: [head dim / 2] float32.
+    """
+
+    inverse_frequency_d: Tensor
+
+    @staticmethod
+    def of(theta: float, head_dim: int, device: torch.device) -> Rope:
+        """Return the embedding of a base and a head dim."""
+        exponent_d = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return Rope((1.0 / theta**exponent_d).to(device))
+
+    def at(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cos and signed sin, [tokens, 1, head dim], for `rotate`."""
+        angle_Td = position_T.to(torch.float32)[:, None] * self.inverse_frequency_d
+        cos_Td, sin_Td = angle_Td.cos(), angle_Td.sin()
+        cos_T1d = torch.cat((cos_Td, cos_Td), dim=-1).unsqueeze(1)
+        sin_T1d = torch.cat((-sin_Td, sin_Td), dim=-1).unsqueeze(1)
+        return cos_T1d.to(dtype), sin_T1d.to(dtype)
+
+
+def rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
+    """Rotate each head's halves; `sin_T1d` carries the sign of the first half."""
+    return torch.addcmul(x_THd * cos_T1d, x_THd.roll(x_THd.shape[-1] // 2, dims=-1), sin_T1d)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One layer's attention: projections, per-head norms, rotation, cache, output.
+
+    `qkv` gives query, key and value heads in one matmul. `qk_norm_Hd`: norm weights of every query
+    head, then every key head, [heads + kv heads, head dim].
+    """
+
+    layer: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    qkv: Linear
+    qk_norm_Hd: Tensor
+    out: Linear
+
+    def __call__(
+        self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: StepBatch, kv_QBShd: Tensor, attend: Attend
+    ) -> Tensor:
+        """Write K and V of the rows into their pages, tell `batch.on_kv`, and attend."""
+        queries = self.heads
+        qkv_THd = self.qkv(x_TD).unflatten(-1, (queries + 2 * self.kv_heads, self.head_dim))
+        qk_THd = F.rms_norm(qkv_THd[:, : queries + self.kv_heads], (self.head_dim,), None, self.eps) * self.qk_norm_Hd
+        qk_THd = rotate(qk_THd, *cos_sin)
+        k_THd = qk_THd[:, queries:].contiguous()
+        v_THd = qkv_THd[:, queries + self.kv_heads :].contiguous()
+        k_cache, v_cache = kv_QBShd.flatten(1, 2).unbind(0)
+        k_cache.index_copy_(0, batch.slot_T, k_THd)
+        v_cache.index_copy_(0, batch.slot_T, v_THd)
+        if batch.on_kv is not None and k_THd.shape[0]:
+            batch.on_kv(self.layer, k_THd, v_THd)
+        return self.out(attend(qk_THd[:, :queries], kv_QBShd))
+
+
+class TorchAttention:
+    """Paged attention by gathering pages and `scaled_dot_product_attention`."""
+
+    def prepare(self, batch: StepBatch, block_size: int) -> Attend:
+        """Split the step into decode rows and prefill chunks."""
+        starts = batch.query_start_S1
+        lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        decode = [s for s, length in enumerate(lengths) if length == 1]
+        chunks = [
+            _Chunk.of(batch, s, block_size) for s, length in enumerate(lengths) if length > 1
+        ]
+        return _TorchAttend(_Decode.of(batch, decode, block_size) if decode else None, chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class _TorchAttend:
+    decode: _Decode | None
+    chunks: list[_Chunk]
+
+    def __call__(self, q_THd: Tensor, kv_QBShd: Tensor) -> Tensor:
+        out_THd = q_THd.new_empty(q_THd.shape)
+        if self.decode is not None:
+            out_THd[self.decode.row_S] = self.decode(q_THd, kv_QBShd)
+        for chunk in self.chunks:
+            out_THd[chunk.rows] = chunk(q_THd, kv_QBShd)
+        return out_THd.flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    """Sequences of one row each, padded to the longest; the query heads of a KV head count as rows."""
+
+    row_S: Tensor
+    blocks_SB: Tensor
+    seen_S11C: Tensor
+
+    @staticmethod
+    def of(batch: StepBatch, sequences: list[int], block_size: int) -> _Decode:
+        device = batch.block_table_SB.device
+        context_S = torch.tensor([batch.context_S[s] for s in sequences], device=device)
+        blocks = -(-max(batch.context_S[s] for s in sequences) // block_size)
+        every = len(sequences) == len(batch.context_S)
+        table_SB = batch.block_table_SB if every else batch.block_table_SB[torch.tensor(sequences, device=device)]
+        return _Decode(
+            torch.tensor([batch.query_start_S1[s] for s in sequences], device=device),
+            table_SB[:, :blocks].to(torch.int64),
+            (torch.arange(blocks * block_size, device=device) < context_S[:, None])[:, None, None, :],
+        )
+
+    def __call__(self, q_THd: Tensor, kv_QBShd: Tensor) -> Tensor:
+        kv_heads, head_dim = kv_QBShd.shape[-2:]
+        q_ShGd = q_THd[self.row_S].view(self.row_S.shape[0], kv_heads, -1, head_dim)
+        k_ShCd, v_ShCd = (pages[self.blocks_SB].flatten(1, 2).transpose(1, 2) for pages in kv_QBShd.unbind(0))
+        out_ShGd = F.scaled_dot_product_attention(q_ShGd, k_ShCd, v_ShCd, attn_mask=self.seen_S11C)
+        return out_ShGd.reshape(self.row_S.shape[0], -1, head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Consecutive rows of one sequence, seeing everything up to themselves."""
+
+    rows: slice
+    blocks_B: Tensor
+    context: int
+    seen_TC: Tensor | None
+
+    @staticmethod
+    def of(batch: StepBatch, sequence: int, block_size: int) -> _Chunk:
+        first, end = batch.query_start_S1[sequence : sequence + 2]
+        context = batch.context_S[sequence]
+        device = batch.block_table_SB.device
+        seen_TC = None
+        if context > end - first:
+            seen_TC = torch.ones(end - first, context, dtype=torch.bool, device=device)
+            seen_TC = seen_TC.tril_(context - (end - first))
+        blocks_B = batch.block_table_SB[sequence, : -(-context // block_size)].to(torch.int64)
+        return _Chunk(slice(first, end), blocks_B, context, seen_TC)
+
+    def __call__(self, q_THd: Tensor, kv_QBShd: Tensor) -> Tensor:
+        q_HTd = q_THd[self.rows].transpose(0, 1)
+        k_hCd, v_hCd = (
+            pages[self.blocks_B].flatten(0, 1)[: self.context].transpose(0, 1) for pages in kv_QBShd.unbind(0)
+        )
+        out_1HTd = F.scaled_dot_product_attention(
+            q_HTd[None],
+            k_hCd[None],
+            v_hCd[None],
+            attn_mask=self.seen_TC,
+            is_causal=self.seen_TC is None,
+            enable_gqa=True,
+        )
+        return out_1HTd[0].transpose(0, 1)

@@ -1,0 +1,113 @@
+"""The mixture of experts of one layer: router, routed experts, and the dense MLP of layers without.
+
+Where tokens go between router and experts is the exchange's business (`engine.exchange`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody reads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from fourlane.engine.model.linear import Linear
+
+__all__ = ["DenseMlp", "Experts", "Mlp", "NativeMlp", "Router", "TorchExperts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Choose each token's experts.
+
+    weight_ED: [experts, model dim], in the activations' type.
+    """
+
+    weight_ED: Tensor
+    top_k: int
+    renormalise: bool
+
+    def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return experts [tokens, K] int64, likeliest first, and their weights [tokens, K] float32."""
+        p_TE = torch.softmax(F.linear(x_TD, self.weight_ED), dim=-1, dtype=torch.float32)
+        weights_TK, topk_TK = torch.topk(p_TE, self.top_k, dim=-1)
+        if self.renormalise:
+            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+        return topk_TK, weights_TK
+
+
+class Experts(Protocol):
+    """The routed experts a rank holds in one layer, by local slot."""
+
+    def __call__(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
+        """Return outputs [rows, model dim]; slot s computes rows offset[s] to offset[s+1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TorchExperts:
+    """Experts in PyTorch: one grouped matmul on CUDA in bfloat16, else expert by expert.
+
+    gate_up_SFD: [slots, 2 * inner, model dim], gate rows first.
+    down_SDF: [slots, model dim, inner].
+    """
+
+    gate_up_SFD: Tensor
+    down_SDF: Tensor
+
+    def __call__(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
+        """Return outputs in the order of the rows."""
+        if x_RD.is_cuda and x_RD.dtype == torch.bfloat16 and x_RD.shape[0]:
+            return self._grouped(x_RD, offset_S1)
+        y_RD = torch.empty_like(x_RD)
+        for slot, (first, end) in enumerate(zip(offset_S1[:-1], offset_S1[1:], strict=True)):
+            if end > first:
+                h_RF = F.linear(x_RD[first:end], self.gate_up_SFD[slot].to(x_RD.dtype))
+                y_RD[first:end] = F.linear(_gated(h_RF), self.down_SDF[slot].to(x_RD.dtype))
+        return y_RD
+
+    def _grouped(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
+        end_S = torch.tensor(offset_S1[1:], dtype=torch.int32).to(x_RD.device, non_blocking=True)
+        h_RF = F.grouped_mm(x_RD, self.gate_up_SFD.transpose(1, 2), offs=end_S)
+        return F.grouped_mm(_gated(h_RF), self.down_SDF.transpose(1, 2), offs=end_S)
+
+
+class Mlp(Protocol):
+    """The MLP of a layer without experts."""
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """Return [tokens, model dim]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NativeMlp:
+    """A dense MLP as one native expert that every row goes to."""
+
+    expert: Experts
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """Return down(silu(gate(x)) * up(x))."""
+        return self.expert(x_TD, [0, x_TD.shape[0]])
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMlp:
+    """The gated MLP of a layer without experts; gate and up are one projection, gate first."""
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """Return down(silu(gate(x)) * up(x))."""
+        return self.down(_gated(self.gate_up(x_TD)))
+
+
+def _gated(h_RF: Tensor) -> Tensor:
+    gate_RF, up_RF = h_RF.chunk(2, dim=-1)
+    return F.silu(gate_RF) * up_RF

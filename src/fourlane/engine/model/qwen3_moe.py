@@ -1,0 +1,217 @@
+"""The causal language model `Qwen3MoeForCausalLM`: loading it, and its forward pass.
+
+On CPU rows are computed in float32 (KV too) with float32 or bfloat16 weights in native kernels; on
+CUDA in the type of the weights, in PyTorch. The forward pass is a generator: it yields every
+`Pending` of the exchange and is sent its result, and knows nothing of how it is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody reads
+
+from fourlane.engine.kv_transfer.contract import KvGeometry
+from fourlane.engine.model.attention import Attention, AttentionBackend, Rope, TorchAttention
+from fourlane.engine.model.checkpoint import Checkpoint
+from fourlane.engine.model.config import read_config, resolve_model_path
+from fourlane.engine.model.memory import memory_budget
+from fourlane.engine.model.weights import WeightReader, held_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fourlane.engine.batch import StepBatch
+    from fourlane.engine.exchange.contract import Exchange, Pending
+    from fourlane.engine.model.config import ModelConfig
+    from fourlane.engine.model.linear import Linear, RmsNorm
+    from fourlane.engine.model.moe import Experts, Mlp, Router
+    from fourlane.engine.model.weights import Kernels
+    from fourlane.policy.placement import Placement
+
+__all__ = ["CausalLM", "MoeBlock", "load_model"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MoeBlock:
+    """A layer's router and the experts this rank holds; `index` counts the layers that have experts."""
+
+    index: int
+    router: Router
+    experts: Experts
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention_norm: RmsNorm
+    attention: Attention
+    mlp_norm: RmsNorm
+    mlp: MoeBlock | Mlp
+
+
+class CausalLM:
+    """A model as one rank of an expert-parallel group holds it.
+
+    Everything but the routed experts is whole on every rank.
+    """
+
+    def __init__(self, reader: WeightReader, placement: Placement, rank: int, attention: AttentionBackend) -> None:
+        """Read this rank's weights. Use `load_model`."""
+        self.config = config = reader.config
+        self.device = reader.device
+        self.dtype = reader.activations
+        self._embedding_VD = reader.matrix("model.embed_tokens.weight")
+        self._rope = Rope.of(config.rope_theta, config.head_dim, reader.device)
+        self._layers = [_layer(reader, layer, placement, rank) for layer in range(config.layers)]
+        self._norm = reader.norm("model.norm.weight")
+        self._head = reader.output_head(self._embedding_VD)
+        self._attention = attention
+        self.weights_bytes = reader.bytes_held
+
+    def kv_geometry(self, blocks: int, block_size: int) -> KvGeometry:
+        """Return the shape of a paged KV cache for this model."""
+        config = self.config
+        return KvGeometry(
+            layers=config.layers,
+            blocks=blocks,
+            block_size=block_size,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=str(self.dtype).removeprefix("torch."),
+        )
+
+    def forward(
+        self, batch: StepBatch, kv_LQBShd: Tensor, exchange: Exchange, placement: Placement
+    ) -> Generator[Pending[Any], Any, Tensor]:
+        """Compute one step; run it with an executor.
+
+        Every rank of the group runs it in every step, with T = 0 too: the exchange needs all.
+
+        Args:
+            batch: the step's tokens.
+            kv_LQBShd: the cache, [layers, 2 (K, V), blocks, block_size, kv heads, head dim].
+            exchange: takes rows to experts and back.
+            placement: where the group's experts live; this rank holds what it says.
+
+        Returns:
+            Logits of `batch.logit_row_N`, float32 [N, vocabulary].
+        """
+        x_TD = F.embedding(batch.token_ids_T, self._embedding_VD).to(self.dtype)
+        cos_sin = self._rope.at(batch.position_T, self.dtype)
+        attend = self._attention.prepare(batch, kv_LQBShd.shape[3])
+        for layer, kv_QBShd in zip(self._layers, kv_LQBShd.unbind(0), strict=True):
+            x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), cos_sin, batch, kv_QBShd, attend)
+            h_TD = layer.mlp_norm(x_TD)
+            block = layer.mlp
+            if isinstance(block, MoeBlock):
+                topk_TK, weights_TK = block.router(h_TD)
+                received = yield exchange.dispatch(h_TD, topk_TK, weights_TK, placement, layer=block.index)
+                y_RD = block.experts(received.x_RD, received.offset_S1)
+                x_TD = x_TD + (yield exchange.combine(y_RD, received))
+            else:
+                x_TD = x_TD + block(h_TD)
+        return self._head(self._norm(x_TD[batch.logit_row_N])).float()
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | torch.device,
+    weights: Literal["auto", "float32", "bfloat16"] = "auto",
+    placement: Placement,
+    rank: int,
+    kv_memory: int = 0,
+    chunk_tokens: int = 512,
+    kernels: Kernels | None = None,
+) -> CausalLM:
+    """Load what one rank of an expert-parallel group computes with.
+
+    Args:
+        path: a checkpoint folder, or "bundled".
+        weights: the type to hold weights in; "auto" keeps the checkpoint's.
+        placement: which experts live where; its layers are the model's layers with experts.
+        rank: in the group, 0 to `placement.ranks` - 1.
+        kv_memory: bytes that KV pages will take, for the memory budget.
+        chunk_tokens: most tokens of a step, for the memory budget.
+        kernels: None: native on CPU, PyTorch on CUDA.
+
+    Raises:
+        CheckpointError: files or tensors are missing or wrong.
+        UnsupportedModel: another architecture, or an option that is not implemented.
+        MemoryShortage: it does not fit; nothing has been read then.
+        ValueError: the placement is not one for this model.
+    """
+    began = time.monotonic()
+    device = torch.device(device)
+    folder = resolve_model_path(path)
+    config = read_config(folder)
+    _check_placement(config, placement, rank)
+    checkpoint = Checkpoint(folder, config)
+    held = held_dtype(weights, checkpoint.stored_dtype)
+    budget = memory_budget(
+        config, placement, rank, weights=held, device=device, kv_memory=kv_memory, chunk_tokens=chunk_tokens
+    )
+    for line in budget.lines():
+        _log.info("memory: %s", line)
+    budget.check(f"{folder} on {device}")
+    reader = WeightReader(
+        checkpoint=checkpoint,
+        config=config,
+        device=device,
+        weights=held,
+        activations=torch.float32 if device.type == "cpu" else held,
+        kernels=kernels or ("native" if device.type == "cpu" else "torch"),
+    )
+    with torch.no_grad():
+        model = CausalLM(reader, placement, rank, TorchAttention())
+    _log.info(
+        "loaded %s in %.2f s: %.1f MB read, %.1f MB held as %s",
+        folder, time.monotonic() - began, checkpoint.bytes_read / 1e6, reader.bytes_held / 1e6, held,
+    )  # fmt: skip
+    return model
+
+
+def _layer(reader: WeightReader, layer: int, placement: Placement, rank: int) -> _Layer:
+    config = reader.config
+    prefix = f"model.layers.{layer}."
+    attention = f"{prefix}self_attn."
+    if config.is_moe(layer):
+        index = config.moe_layers.index(layer)
+        router = reader.router(f"{prefix}mlp.gate.weight")
+        mlp = MoeBlock(index, router, reader.experts(layer, placement.experts_of(rank, index).tolist()))
+    else:
+        mlp = reader.mlp(f"{prefix}mlp.")
+    norms = [f"{attention}q_norm.weight"] * config.heads + [f"{attention}k_norm.weight"] * config.kv_heads
+    return _Layer(
+        attention_norm=reader.norm(f"{prefix}input_layernorm.weight"),
+        attention=Attention(
+            layer=layer,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            eps=config.rms_eps,
+            qkv=reader.linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"),
+            qk_norm_Hd=reader.vector(*norms).view(-1, config.head_dim),
+            out=reader.linear(f"{attention}o_proj"),
+        ),
+        mlp_norm=reader.norm(f"{prefix}post_attention_layernorm.weight"),
+        mlp=mlp,
+    )
+
+
+def _check_placement(config: ModelConfig, placement: Placement, rank: int) -> None:
+    found = (placement.layers, placement.experts)
+    expected = (len(config.moe_layers), config.experts)
+    if found != expected:
+        raise ValueError(f"placement: expected (layers with experts, experts) = {expected}, got {found}")
+    if not 0 <= rank < placement.ranks:
+        raise ValueError(f"rank: expected 0 to {placement.ranks - 1}, got {rank}")
