@@ -1,0 +1,1 @@
+"""Lanes: every kind of traffic marked, so that the network can keep it apart."""
