@@ -19,6 +19,7 @@ from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.torch_all_to_all import GroupAddress, TorchAllToAll
 from fourlane.errors import PeerLost
 from fourlane.policy.placement import Placement, linear_placement
+from fourlane.spec.traffic import TrafficClass
 
 EXPERTS, DIM, TOP_K, LAYERS = 10, 8, 3, 2
 
@@ -72,6 +73,13 @@ def equal_to_one_process(rank: int, ranks: int, folder: Path) -> None:
     everyone = exchange.tell_all(f"rank {rank} computed {totals}")
     assert len(everyone) == ranks
     assert everyone[rank] == f"rank {rank} computed {totals}"
+
+
+def sockets_are_marked(rank: int, ranks: int, folder: Path) -> None:
+    """The library's connections carry the expert lane's mark, and still work."""
+    exchange = _join(rank, ranks, folder)
+    assert sum(mark.dscp == TrafficClass.EXPERT.dscp for mark in exchange.marks) >= ranks - 1, exchange.marks
+    assert exchange.tell_all("here") == ["here"] * ranks
 
 
 def all_to_one_expert(rank: int, ranks: int, folder: Path) -> None:

@@ -30,6 +30,10 @@ def test_any_number_of_ranks_gives_bit_for_bit_what_one_process_gives(ranks: int
     launch("equal_to_one_process", ranks, tmp_path)
 
 
+def test_connections_between_ranks_carry_the_mark_of_the_expert_lane(tmp_path: Path) -> None:
+    launch("sockets_are_marked", 3, tmp_path)
+
+
 def test_all_tokens_may_go_to_one_rank(tmp_path: Path) -> None:
     launch("all_to_one_expert", 3, tmp_path)
 

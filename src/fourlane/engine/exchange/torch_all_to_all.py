@@ -18,8 +18,10 @@ import torch.distributed as dist
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
+from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
 from fourlane.engine.exchange.rows import SlotTables, sort_by_slot, weighted_sum
 from fourlane.errors import PeerLost
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +105,9 @@ class TorchAllToAll:
         self._tables = SlotTables(placement, rank=address.rank)
         self._device = device
         self._wire = device if address.backend == "nccl" else torch.device("cpu")
+        before = open_sockets()
         self._group = _join(address)
+        self.marks = mark_new_sockets(before, TrafficClass.EXPERT)
         self._announced = (0, 0)
         self._agreement: Agreement | None = None
         self._place = "joining"
