@@ -1,0 +1,166 @@
+"""Plots of a load run, drawn into files. The only module that imports matplotlib, and only when it draws."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fourlane.errors import SpecError
+from fourlane.report.tables import number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["RequestTimes", "plot_load"]
+
+BLUE, ORANGE, GREEN, GREY = "#1f6feb", "#d9730d", "#1a7f5a", "#57606a"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8c959f",
+    "axes.labelcolor": GREY,
+    "axes.grid": True,
+    "grid.color": "#d8dee4",
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 144,
+    "figure.facecolor": "white",
+}
+_MARKS = ((0.50, "p50", GREEN), (0.99, "p99", ORANGE))
+
+
+class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """When one request was due, when its tokens came and when it ended, in seconds after the load began."""
+
+    due_s: float
+    token_s: list[float]
+    end_s: float
+
+
+def plot_load(path: Path, requests: Sequence[RequestTimes], *, title: str) -> None:
+    """Draw TTFT and TPOT distributions, output tokens a second and requests under way over time.
+
+    Args:
+        path: where to; the suffix says the format (.png, .svg, .pdf).
+
+    Raises:
+        SpecError: the file cannot be written or its suffix is no picture format.
+    """
+    with _figure(title) as figure:
+        grid = figure.add_gridspec(3, 2, height_ratios=[2.2, 1.3, 1.0])
+        answered = [request for request in requests if request.token_s]
+        ttft_ms = [(request.token_s[0] - request.due_s) * 1e3 for request in answered]
+        tpot_ms = [
+            (times[-1] - times[0]) * 1e3 / (len(times) - 1) for request in answered if len(times := request.token_s) > 1
+        ]
+        _draw_distribution(figure.add_subplot(grid[0, 0]), ttft_ms, "Time to first token")
+        _draw_distribution(figure.add_subplot(grid[0, 1]), tpot_ms, "Time per output token")
+        above = figure.add_subplot(grid[1, :])
+        _draw_throughput(above, answered)
+        below = figure.add_subplot(grid[2, :], sharex=above)
+        _draw_under_way(below, requests)
+        above.tick_params(labelbottom=False)
+        try:
+            figure.savefig(path)
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{path}: the plot cannot be written: {error}") from error
+
+
+@contextmanager
+def _figure(title: str) -> Iterator[Figure]:
+    """Make a figure in the project's style, without a display or pyplot's global state."""
+    import matplotlib as mpl  # noqa: PLC0415 - 0.3 s, paid only by who plots
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 6.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=GREY)
+        yield figure
+
+
+def _draw_distribution(axes: Axes, values_ms: list[float], name: str) -> None:
+    """Draw the share of requests at or below each value, with p50 and p99 marked."""
+    import numpy as np  # noqa: PLC0415 - matplotlib has imported it already
+
+    axes.set_title(name)
+    axes.set_xlabel("ms")
+    axes.set_ylabel("share of requests")
+    axes.set_ylim(0, 1.04)
+    if not values_ms:
+        axes.text(0.5, 0.5, "no request was answered", transform=axes.transAxes, ha="center", color=GREY)
+        return
+    ordered = sorted(values_ms)
+    shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
+    axes.step([ordered[0], *ordered], [0.0, *shares], where="post", color=BLUE)
+    margin = 0.06 * (ordered[-1] - ordered[0]) or 0.1 * ordered[-1]
+    axes.set_xlim(max(0.0, ordered[0] - margin), ordered[-1] + margin)
+    for place, (share, label, colour) in enumerate(_MARKS):
+        at = float(np.percentile(ordered, share * 100))
+        axes.axvline(at, color=colour, linestyle="--", linewidth=1.0)
+        text = f"{label} {number(at)} ms"
+        axes.text(0.76 + 0.24 * place, 1.03, text, transform=axes.transAxes, ha="right", color=colour, weight="bold")
+
+
+def _draw_throughput(axes: Axes, requests: Sequence[RequestTimes]) -> None:
+    """Draw output tokens a second in bins of equal length."""
+    axes.set_title("Output tokens a second")
+    stamps = sorted(stamp for request in requests for stamp in request.token_s)
+    if not stamps:
+        return
+    width = _bin_width(stamps[-1])
+    bins = int(stamps[-1] / width) + 1
+    counts = [0] * bins
+    for stamp in stamps:
+        counts[int(stamp / width)] += 1
+    rates = [count / width for count in counts]
+    rates[-1] = counts[-1] / max(stamps[-1] - (bins - 1) * width, width / 4)
+    edges = [index * width for index in range(bins)] + [stamps[-1]]
+    axes.stairs(rates, edges, fill=True, color=BLUE, alpha=0.22)
+    axes.stairs(rates, edges, color=BLUE, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, stamps[-1] * 1.01)
+
+
+def _bin_width(span_s: float) -> float:
+    """Return a round bin width in seconds that cuts the span into 30 to 90 bins."""
+    width = 0.01
+    for factor in (2, 2.5, 2) * 6:
+        if span_s / width <= 90:  # noqa: PLR2004
+            break
+        width *= factor
+    return width
+
+
+def _draw_under_way(axes: Axes, requests: Sequence[RequestTimes]) -> None:
+    """Draw how many requests were under way, and how many of them still waited for a first token."""
+    axes.set_title("Requests under way")
+    axes.set_xlabel("s")
+    first = [request.token_s[0] if request.token_s else request.end_s for request in requests]
+    for ends, colour, label in (
+        ([request.end_s for request in requests], BLUE, "all"),
+        (first, ORANGE, "waiting for the first token"),
+    ):
+        changes = sorted([(request.due_s, 1) for request in requests] + [(end, -1) for end in ends])
+        level, times, levels = 0, [0.0], [0]
+        for at, change in changes:
+            level += change
+            times.append(at)
+            levels.append(level)
+        axes.fill_between(times, levels, step="post", color=colour, alpha=0.18)
+        axes.step(times, levels, where="post", color=colour, linewidth=0.9, label=label)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0.1)
