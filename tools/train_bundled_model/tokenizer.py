@@ -48,8 +48,9 @@ def save(tokenizer: tokenizers.Tokenizer, folder: Path, *, context: int) -> None
         **special,
     }
     _write(folder / "tokenizer_config.json", config)
-    known = {name: token for name, token in special.items() if token}
-    _write(folder / "special_tokens_map.json", {**known, "additional_special_tokens": config["additional_special_tokens"]})
+    known: dict[str, object] = {name: token for name, token in special.items() if token}
+    known["additional_special_tokens"] = config["additional_special_tokens"]
+    _write(folder / "special_tokens_map.json", known)
 
 
 def _write(path: Path, value: object) -> None:

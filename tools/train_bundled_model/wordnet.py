@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PARTS_OF_SPEECH = {"n": "noun", "v": "verb", "a": "adjective", "r": "adverb"}
 _FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
@@ -105,7 +108,7 @@ def _parse_synset(line: str, pos: str) -> Synset:
         symbol, offset, target_pos, ends = fields[at + 1 + 4 * i : at + 5 + 4 * i]
         if symbol in _POINTER_NAMES:
             target = ("a" if target_pos == "s" else target_pos, int(offset))
-            pointers.append(Pointer(_POINTER_NAMES[symbol], target, int(ends[:2], 16), int(ends[2:], 16)))
+            pointers.append(Pointer(_POINTER_NAMES[symbol], target, *divmod(int(ends, 16), 256)))
     definition, examples = _split_gloss(gloss.strip())
     return Synset((pos, int(fields[0])), int(fields[1]), tuple(words), tuple(pointers), definition, examples)
 
