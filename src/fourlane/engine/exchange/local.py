@@ -70,7 +70,7 @@ class LocalExchange:
         held_S = tables.rows_per_slot(layer, count_GE)
         self.counters.observe(layer, local[local >= 0], count_GE, held_S.sum(keepdims=True))
         received = Received(
-            x_RD=x_TD[rows_R],
+            x_RD=x_TD.index_select(0, rows_R),
             offset_S1=[0, *np.cumsum(held_S).tolist()],
             count_GE=count_GE,
             handle=_Handle(order_R, weights_TK),

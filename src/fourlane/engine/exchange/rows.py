@@ -39,9 +39,9 @@ def weighted_sum(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:
         weights_TK: [tokens, K].
     """
     tokens, top_k = weights_TK.shape
-    y_RD_by_token = torch.empty_like(y_RD)
-    y_RD_by_token[order_R] = y_RD
-    y_TKD = y_RD_by_token.view(tokens, top_k, y_RD.shape[1])
+    place_R = torch.empty_like(order_R)
+    place_R[order_R] = torch.arange(order_R.shape[0], device=order_R.device)
+    y_TKD = y_RD.index_select(0, place_R).view(tokens, top_k, y_RD.shape[1])
     weights_TK1 = weights_TK.to(y_RD.dtype).unsqueeze(-1)
     x_TD = y_TKD[:, 0] * weights_TK1[:, 0]
     for k in range(1, top_k):

@@ -161,7 +161,7 @@ class TorchAllToAll:
             table = gathered.view(self.ranks, -1).cpu().numpy()
             self._agree(table[:, -2], table[:, -1])
             count_GE = table[:, :-_EXTRA]
-            return self._receive(x_TD[rows_R], order_R, weights_TK, count_GE, tables, layer)
+            return self._receive(x_TD.index_select(0, rows_R), order_R, weights_TK, count_GE, tables, layer)
 
         return _Pending(finish)  # type: ignore[return-value]
 
@@ -201,7 +201,7 @@ class TorchAllToAll:
         perm_R = torch.from_numpy(np.argsort(np.repeat(slots, count_GS.reshape(-1)), kind="stable")).to(self._device)
         self._wait(work, where)
         return Received(
-            x_RD=arrived_RD.to(self._device)[perm_R],
+            x_RD=arrived_RD.to(self._device).index_select(0, perm_R),
             offset_S1=[0, *np.cumsum(count_GS.sum(axis=0)).tolist()],
             count_GE=count_GE,
             handle=_Handle(order_R, weights_TK, perm_R, sent_G, received_G),
