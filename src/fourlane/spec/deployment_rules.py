@@ -1,0 +1,150 @@
+"""What a deployment must satisfy beyond its fields' types, and what its owner should know."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+
+from fourlane.spec.reading import Fault
+from fourlane.units import Quantity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fourlane.spec.deployment import Deployment, Gateway, Pool
+
+__all__ = ["cautions", "deployment_faults", "port_range"]
+
+LAST_PORT = 65535
+LARGEST_BLOCK = 256
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
+_CONTROL = re.compile(r"tcp://(?P<host>[^:/]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]+)")
+_PORTS = re.compile(r"([0-9]+)-([0-9]+)")
+
+
+def deployment_faults(deployment: Deployment) -> Iterator[Fault]:
+    """Yield every rule that is broken."""
+    yield from _pools(deployment)
+    for role, pool in deployment.pools().items():
+        yield from (Fault(f"{role}.{fault.place}", fault.message) for fault in _pool(pool))
+    yield from (Fault(f"gateway.{fault.place}", fault.message) for fault in _gateway(deployment.gateway))
+    if deployment.model.max_length is not None:
+        yield from _at_least("model.max_length", deployment.model.max_length, 2)
+    size = deployment.kv_cache.block_size
+    if not 1 <= size <= LARGEST_BLOCK or size & (size - 1):
+        yield Fault("kv_cache.block_size", f"expected a power of two from 1 to {LARGEST_BLOCK}, got {size}")
+    yield from _address("kv_transfer.address", deployment.kv_transfer.address)
+    yield from _address("exchange.address", deployment.exchange.address)
+    yield from _at_least("kv_transfer.timeout", deployment.kv_transfer.timeout, 1)
+    yield from _at_least("exchange.timeout", deployment.exchange.timeout, 1)
+    yield from _ports(deployment)
+
+
+def cautions(deployment: Deployment) -> list[str]:
+    """Return what is allowed but should be meant: sentences for a person, empty if there is nothing."""
+    found: list[str] = []
+    gateway = deployment.gateway
+    if not _is_loopback(gateway.host) and not gateway.api_key:
+        found.append(
+            f"gateway.host: {gateway.host} can be reached from other machines and gateway.api_key is not set, so "
+            "anyone there can use the service; set gateway.api_key, or bind to 127.0.0.1"
+        )
+    if deployment.prefill and deployment.prefill.launch == "local" and deployment.decode:
+        remote = deployment.decode.launch == "external"
+        if remote and _is_loopback(deployment.kv_transfer.address):
+            found.append(
+                "kv_transfer.address: a loopback address, so external decode ranks must run on this host; "
+                "set the address of the interface that KV traffic shall use"
+            )
+    return found
+
+
+def port_range(ports: str) -> range:
+    """Return the ports of a range written "first-last", both included.
+
+    Raises:
+        ValueError: it is not such a range.
+    """
+    match = _PORTS.fullmatch(ports)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= first <= last <= LAST_PORT:
+        raise ValueError(f'expected a port range such as "7000-7031" within 1-{LAST_PORT}, got "{ports}"')
+    return range(first, last + 1)
+
+
+def _pools(deployment: Deployment) -> Iterator[Fault]:
+    split = [role for role in ("prefill", "decode") if getattr(deployment, role) is not None]
+    if deployment.unified is not None and split:
+        found = ", ".join(f"[{role}]" for role in [*split, "unified"])
+        yield Fault("unified", f"expected either [prefill] and [decode] or [unified], got {found}; remove one")
+    elif deployment.unified is None and len(split) == 1:
+        missing = "decode" if split == ["prefill"] else "prefill"
+        yield Fault(missing, f"expected a table [{missing}] to go with [{split[0]}], but it is missing")
+    elif deployment.unified is None and not split:
+        yield Fault("", "expected tables [prefill] and [decode], or [unified], got none of them")
+
+
+def _pool(pool: Pool) -> Iterator[Fault]:
+    for name in ("ranks", "threads", "chunk_tokens", "max_running", "kv_memory"):
+        yield from _at_least(name, getattr(pool, name), 1)
+    degree = pool.expert_parallel
+    if degree is not None and pool.ranks >= 1 and (degree < 1 or pool.ranks % degree):
+        fitting = [str(n) for n in range(1, min(pool.ranks, 4096) + 1) if pool.ranks % n == 0]
+        yield Fault(
+            "expert_parallel", f"expected a divisor of ranks = {pool.ranks} ({', '.join(fitting[:12])}), got {degree}"
+        )
+    if not _DEVICE.fullmatch(pool.device):
+        yield Fault("device", f'expected "cpu", "cuda" or "cuda:N", got "{pool.device}"')
+
+
+def _gateway(gateway: Gateway) -> Iterator[Fault]:
+    if not gateway.host:
+        yield Fault("host", 'expected an address such as "127.0.0.1" or "0.0.0.0", got ""')
+    if not 0 <= gateway.port <= LAST_PORT:
+        yield Fault("port", f"expected a port from 0 (any free one) to {LAST_PORT}, got {gateway.port}")
+    if gateway.api_key == "":
+        yield Fault("api_key", 'expected a key, got ""; leave the line out for a service without one')
+    for name in ("max_queued_requests", "max_body", "request_timeout", "ready_timeout"):
+        yield from _at_least(name, getattr(gateway, name), 1)
+    yield from _at_least("max_retries", gateway.max_retries, 0)
+    match = _CONTROL.fullmatch(gateway.control) if gateway.control is not None else None
+    if gateway.control is not None and (match is None or int(match["port"]) > LAST_PORT):
+        yield Fault("control", f'expected an address such as "tcp://10.0.0.1:7600", got "{gateway.control}"')
+
+
+def _ports(deployment: Deployment) -> Iterator[Fault]:
+    """Check the syntax, and that every decode rank of this host gets a port of its own."""
+    ports, decode = deployment.kv_transfer.ports, deployment.decode
+    if ports is None:
+        return
+    try:
+        count = len(port_range(ports))
+    except ValueError as error:
+        yield Fault("kv_transfer.ports", str(error))
+        return
+    if decode is not None and decode.launch == "local" and count < decode.ranks:
+        message = f'expected a port for each of {decode.ranks} decode ranks, got {count} in "{ports}"'
+        yield Fault("kv_transfer.ports", message)
+
+
+def _at_least(place: str, value: int, least: int) -> Iterator[Fault]:
+    if value < least:
+        bound = "more than nothing" if isinstance(value, Quantity) else f"at least {least}"
+        yield Fault(place, f"expected {bound}, got {value}")
+
+
+def _address(place: str, address: str) -> Iterator[Fault]:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        yield Fault(place, f'expected an IP address of this host such as "127.0.0.1", got "{address}"')
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,132 @@
+"""Load a spec from a TOML file and `--set path=value` overrides, reporting all faults at once."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from fourlane.errors import SpecError
+from fourlane.spec.deployment import Deployment
+from fourlane.spec.deployment_rules import cautions, deployment_faults
+from fourlane.spec.reading import Fault, read_struct, shown
+from fourlane.spec.writing import render
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["cautions", "load", "load_deployment", "render"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
+    """Read a TOML file as a struct of class `kind`.
+
+    Args:
+        path: the file.
+        kind: a msgspec struct class.
+        overrides: "path=value" texts; a value is TOML if it reads as TOML, else plain text, and
+            nothing after "=" takes the key away.
+
+    Raises:
+        SpecError: with every fault of the file and the overrides.
+    """
+    data, source = _read_toml(Path(path)), Path(path).name
+    changed = _apply(data, overrides)
+    spec, faults = read_struct(kind, data)
+    _refuse(faults, source, changed)
+    return spec
+
+
+def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Deployment:
+    """Read a deployment file; without one, the bundled model on one prefill and one decode rank.
+
+    Without a file, pools that no override names are there by default: both of a split service,
+    or none if an override names `unified`.
+
+    Raises:
+        SpecError: with every fault of the file and the overrides.
+    """
+    data = {} if path is None else _read_toml(Path(path))
+    changed = _apply(data, overrides)
+    if path is None and "unified" not in data:
+        data = {"prefill": {}, "decode": {}, **data}
+    spec, faults = read_struct(Deployment, data)
+    if spec is not None:
+        faults += _unrelated(deployment_faults(spec), faults)
+    _refuse(faults, "deployment" if path is None else Path(path).name, changed)
+    return spec
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: expected a readable TOML file: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path.name}: not valid TOML: {error}") from error
+
+
+def _apply(data: dict[str, Any], overrides: Iterable[str]) -> list[str]:
+    """Change `data` as the overrides say and return the paths they name.
+
+    Raises:
+        SpecError: some are not of the form path=value.
+    """
+    wrong: list[str] = []
+    changed: list[str] = []
+    for override in overrides:
+        place, equals, text = override.partition("=")
+        parts = place.strip().split(".")
+        if not equals or not all(parts):
+            wrong.append(f'--set {override}: expected path=value such as "prefill.ranks=2"')
+            continue
+        table = data
+        for depth, part in enumerate(parts[:-1]):
+            inner = table.setdefault(part, {})
+            if not isinstance(inner, dict):
+                at = ".".join(parts[: depth + 1])
+                wrong.append(f"--set {override}: {at} is {shown(inner)}, not a table, and has no {parts[depth + 1]}")
+                break
+            table = inner
+        else:
+            if text.strip():
+                table[parts[-1]] = _value(text.strip())
+            else:
+                table.pop(parts[-1], None)
+            changed.append(place.strip())
+    if wrong:
+        raise SpecError(*wrong)
+    return changed
+
+
+def _value(text: str) -> object:
+    """Return a TOML value, or the text itself."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return found["value"] if found.keys() == {"value"} else text
+
+
+def _unrelated(found: Iterable[Fault], known: Iterable[Fault]) -> list[Fault]:
+    """Return the broken rules that do not just follow from a known fault in the same table (or pool)."""
+    broken = {fault.place.partition(".")[0] for fault in known}
+    if broken & {"prefill", "decode", "unified"}:
+        broken.add("")
+    return [fault for fault in found if fault.place.partition(".")[0] not in broken]
+
+
+def _refuse(faults: Sequence[Fault], source: str, changed: Sequence[str]) -> None:
+    """Raise a SpecError naming the file, or the override, each fault comes from."""
+    if faults:
+        raise SpecError(*(_sentence(fault, source, changed) for fault in faults))
+
+
+def _sentence(fault: Fault, source: str, changed: Sequence[str]) -> str:
+    overridden = any(fault.place == place or fault.place.startswith((f"{place}.", f"{place}[")) for place in changed)
+    parts = ["--set" if overridden else source, fault.place, fault.message]
+    return ": ".join(part for part in parts if part)
