@@ -109,6 +109,7 @@ class RankWorker:
             placement=placement,
             rank=config.group_rank,
             kv_memory=config.kv_memory,
+            chunk_tokens=config.chunk_tokens,
         )
         self.geometry = self.model.kv_geometry(
             blocks=self._page_count(), block_size=config.block_size
@@ -216,6 +217,7 @@ class RankWorker:
         except PeerLost as error:
             log.warning("%s: %s", self.config.name, error)
             self.group.leave()
+            self._poller = self._make_poller()
             self._post(PeerLostReport(generation=self.group.generation, step=self.group.step, detail=str(error)))
         return True
 
@@ -229,7 +231,8 @@ class RankWorker:
         assert exchange is not None, "a group steps when it is formed"
         logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, exchange, self.placement))
         self.group.end_step()
-        sampled = sample(logits_NV, [_sampling_row(sequence) for sequence in step.sampling])
+        eos_ids = self.scheduler.limits.eos_ids
+        sampled = sample(logits_NV, [_sampling_row(sequence, eos_ids) for sequence in step.sampling])
         self._commit(step, sampled)
         self.stats.count_step(time.perf_counter() - began, empty=not step.parts)
 
@@ -350,10 +353,11 @@ def _device(config: RankConfig) -> torch.device:
     return device
 
 
-def _sampling_row(sequence: Sequence) -> SamplingRow:
+def _sampling_row(sequence: Sequence, eos_ids: frozenset[int]) -> SamplingRow:
     return SamplingRow(
         sampling=sequence.sampling,
         index=sequence.output_tokens,
         token_ids=sequence.token_ids,
         prompt_tokens=sequence.prompt_tokens,
+        eos_ids=eos_ids,
     )
