@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from fourlane.gateway.generation import Attempt
     from fourlane.spec.deployment import Deployment, Pool
 
-__all__ = ["QUEUE_CHUNKS", "RankLink", "RankState", "RankView", "expected_ranks", "rank_name"]
+__all__ = ["QUEUE_CHUNKS", "TOTALS", "RankLink", "RankState", "RankView", "expected_ranks", "rank_name"]
 
 QUEUE_CHUNKS = 8
 """Prefill chunks a rank may have queued before further prompts wait in the gateway."""
+
+TOTALS = ("steps", "idle_steps", "step_s", "exchange_s", "prompt_tokens", "cached_tokens", "output_tokens", "evictions")
+"""The running totals in `RankStats`."""
 
 RankState = Literal["starting", "ready", "paused", "draining", "lost"]
 
@@ -73,8 +76,9 @@ class RankView:
         """It refused a reservation: no more before this time, or its next figures."""
         self.expert_tokens: list[int] = []
         """Tokens computed a layer and expert, [layers * experts], the last it sent."""
-        self.lanes_before: dict[str, int] = {}
-        """Lane bytes of its earlier processes, so that totals do not fall when it restarts."""
+        self._lanes_before: dict[str, int] = {}
+        self._before: dict[str, float] = {}
+        """Totals of its earlier processes, so that they do not fall when it restarts."""
         self._seen: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -130,9 +134,7 @@ class RankView:
         self.state = "lost"
         self.detail = reason
         self._seen.clear()
-        if self.stats is not None:
-            for lane, total in self.stats.lane_bytes.items():
-                self.lanes_before[lane] = self.lanes_before.get(lane, 0) + total
+        self._lanes_before, self._before = self.lane_bytes(), self.totals()
         self.stats = None
 
     def report(self, stats: RankStats) -> None:
@@ -144,8 +146,19 @@ class RankView:
 
     def lane_bytes(self) -> dict[str, int]:
         """Return bytes sent by traffic class since the service began, over all its processes."""
-        totals = dict(self.lanes_before)
+        totals = dict(self._lanes_before)
         if self.stats is not None:
             for lane, total in self.stats.lane_bytes.items():
                 totals[lane] = totals.get(lane, 0) + total
         return totals
+
+    def totals(self) -> dict[str, float]:
+        """Return its running totals (the names of `TOTALS`) since the service began, over all its processes."""
+        now = self.stats
+        return {name: self._before.get(name, 0) + (getattr(now, name) if now is not None else 0) for name in TOTALS}
+
+    def kv_use(self) -> float:
+        """Return the share of KV pages in use, 0 to 1: by its own report, else by our books."""
+        if self.stats is not None and self.stats.total_blocks:
+            return 1 - self.stats.free_blocks / self.stats.total_blocks
+        return self.pages / self.total_pages if self.total_pages else 0.0

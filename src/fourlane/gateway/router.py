@@ -33,6 +33,8 @@ from fourlane.gateway.ranks import RankLink, RankView, expected_ranks
 from fourlane.policy.request_routing import pages_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fourlane.engine.messages import FromRank, Hello
     from fourlane.gateway.metrics import Metrics
     from fourlane.spec.deployment import Deployment
@@ -95,6 +97,7 @@ class Router:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._timers: set[asyncio.TimerHandle] = set()
+        metrics.watch(self)
 
     # the service
 
@@ -149,6 +152,7 @@ class Router:
         if rank.hello is not None and rank.hello.pid != hello.pid and rank.state != "lost":
             self.rank_lost(name, "replaced by a new process")
         rank.up(hello)
+        self._refuse_oversized()
         self._pump()
 
     def rank_lost(self, name: str, reason: str) -> None:
@@ -220,6 +224,14 @@ class Router:
         self._start_sweeper()
         self._pump()
         return generation
+
+    def _refuse_oversized(self) -> None:
+        """Refuse what was queued before any rank had said how much it holds, and turns out too long."""
+        for generation in list(self._queued):
+            try:
+                self._check_lengths(generation.request)
+            except InvalidRequest as error:
+                self._fail(generation, error)
 
     def _check_lengths(self, request: GenerationRequest) -> None:
         limit = self.token_limit()
@@ -358,8 +370,20 @@ class Router:
             attempt.choice.evictions += 1
             self.metrics.evicted()
             self._requeue(attempt, message.reason)
+        elif attempt.state == "prefilling" and rank is attempt.decode:
+            self._retry_unless_over(attempt, f"rank {name}: {message.reason}")
         else:
             self._retry(attempt, f"rank {name}: {message.reason}", culprit=rank)
+
+    def _retry_unless_over(self, attempt: Attempt, reason: str) -> None:
+        """Retry in a moment: a first token that is also the last ends the KV stream and may still be on its way."""
+
+        def retry() -> None:
+            self._timers.discard(handle)
+            if attempt.sequence_id in self._attempts:
+                self._retry(attempt, reason, culprit=attempt.decode)
+
+        handle = self._call_later(self.limits.retry_delay_s, retry)
 
     # from the queue to the ranks
 
@@ -481,10 +505,14 @@ class Router:
             self._enqueue(choice)
             self._pump()
 
+        handle = self._call_later(delay, enqueue)
+
+    def _call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         if self._loop is None:
             raise RuntimeError("Router.start was not called")
-        handle = self._loop.call_later(delay, enqueue)
+        handle = self._loop.call_later(delay, callback)
         self._timers.add(handle)
+        return handle
 
     def _choice_done(self, choice: Choice, reason: str) -> None:
         choice.finished = True

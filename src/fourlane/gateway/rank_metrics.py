@@ -1,0 +1,105 @@
+"""Metrics read off the router at scrape time: queues, KV use, lanes, steps, balance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from fourlane.gateway.ranks import RankView
+    from fourlane.gateway.router import Router
+
+__all__ = ["RankCollector", "pool_balance"]
+
+_TOTALS = {
+    "steps": ("fourlane_steps", "Steps computed."),
+    "idle_steps": ("fourlane_idle_steps", "Steps taken part in without own work."),
+    "step_s": ("fourlane_step_seconds", "Time in steps."),
+    "exchange_s": ("fourlane_exchange_seconds", "Time waiting for expert exchange."),
+    "output_tokens": ("fourlane_rank_output_tokens", "Tokens sampled."),
+}
+_CACHE = {
+    "prompt_tokens": ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
+    "cached_tokens": ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+}
+
+
+def pool_balance(ranks: Iterable[RankView]) -> dict[str, float]:
+    """Return, by pool, the latest expert load of the busiest rank over the mean: the worst any rank reports."""
+    balance: dict[str, float] = {}
+    for rank in ranks:
+        if rank.stats is not None:
+            balance[rank.role] = max(balance.get(rank.role, 0.0), rank.stats.balance_max_over_mean)
+    return balance
+
+
+class RankCollector(Collector):
+    """Turns a router's view of its ranks into metrics; the vLLM label `engine` holds the rank's name."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: no collecting at registration."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of now."""
+        yield from self._of_the_queue()
+        yield from self._of_ranks()
+        yield from self._totals()
+
+    def _of_the_queue(self) -> Iterator[Metric]:
+        router, name = self._router, self._router.metrics.model_name
+        running = GaugeMetricFamily("vllm:num_requests_running", "Sequences at ranks.", labels=["model_name"])
+        running.add_metric([name], router.running)
+        waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Requests in the queue.", labels=["model_name"])
+        waiting.add_metric([name], router.waiting)
+        tokens = CounterMetricFamily("vllm:generation_tokens", "Tokens delivered.", labels=["model_name"])
+        tokens.add_metric([name], router.metrics.generated_tokens)
+        yield from (running, waiting, tokens)
+
+    def _of_ranks(self) -> Iterator[Metric]:
+        name = self._router.metrics.model_name
+        use = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", labels=["model_name", "engine"])
+        up = GaugeMetricFamily("fourlane_rank_up", "Whether a rank serves.", labels=["rank"])
+        memory = GaugeMetricFamily("fourlane_rank_memory_bytes", "Memory of a rank's process.", labels=["rank"])
+        restarts = CounterMetricFamily("fourlane_rank_restarts", "Processes begun after the first.", labels=["rank"])
+        for rank in self._router.ranks.values():
+            up.add_metric([rank.name], float(rank.state == "ready"))
+            restarts.add_metric([rank.name], rank.restarts)
+            if rank.stats is not None:
+                use.add_metric([name, rank.name], rank.kv_use())
+                memory.add_metric([rank.name], rank.stats.memory_bytes)
+        balance = GaugeMetricFamily(
+            "fourlane_expert_balance_max_over_mean", "Expert load of the busiest rank over the mean.", labels=["pool"]
+        )
+        for pool, value in pool_balance(self._router.ranks.values()).items():
+            balance.add_metric([pool], value)
+        yield from (use, up, memory, restarts, balance)
+
+    def _totals(self) -> Iterator[Metric]:
+        name = self._router.metrics.model_name
+        totals = {rank.name: rank.totals() for rank in self._router.ranks.values()}
+        for key, (metric, text) in _TOTALS.items():
+            family = CounterMetricFamily(metric, text, labels=["rank"])
+            for rank, values in totals.items():
+                family.add_metric([rank], values.get(key, 0))
+            yield family
+        for key, (metric, text) in _CACHE.items():
+            family = CounterMetricFamily(metric, text, labels=["model_name", "engine"])
+            for rank, values in totals.items():
+                if not rank.startswith("decode/"):
+                    family.add_metric([name, rank], values.get(key, 0))
+            yield family
+        lanes = CounterMetricFamily("fourlane_lane_bytes", "Bytes sent by class of traffic.", labels=["rank", "lane"])
+        for rank in self._router.ranks.values():
+            for lane, total in sorted(rank.lane_bytes().items()):
+                lanes.add_metric([rank.name, lane], total)
+        yield lanes
