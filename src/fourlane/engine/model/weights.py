@@ -69,7 +69,7 @@ class WeightReader:
         """Return projections of one input as one, outputs one after the other, with bias if they have one."""
         weights = [self.checkpoint.tensor(f"{name}.weight") for name in names]
         bias = None
-        if self.config.attention_bias and names[0].split(".")[-2] == "self_attn":
+        if self.config.attention_bias and ".self_attn." in names[0]:
             bias = self.vector(*(f"{name}.bias" for name in names))
         return self._linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
 
