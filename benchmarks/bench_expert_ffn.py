@@ -9,6 +9,7 @@ cache. Baselines: a loop of `F.linear` over the experts with rows, and `torch._g
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from typing import TYPE_CHECKING
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Kind = tuple[str, torch.dtype]
 LAYERS = 8
+DTYPES = (torch.float32, torch.bfloat16)
+KINDS: list[Kind] = [(name, dtype) for dtype in DTYPES for name in ("loop", "grouped", "native")]
 
 
 class Layer:
@@ -33,20 +37,15 @@ class Layer:
         self.gate = torch.randn(experts, hidden_dim, model_dim) / model_dim**0.5
         self.up = torch.randn(experts, hidden_dim, model_dim) / model_dim**0.5
         self.down = torch.randn(experts, model_dim, hidden_dim) / hidden_dim**0.5
-        self.gate_up_of = {
-            dtype: torch.cat([self.gate, self.up], 1).to(dtype) for dtype in (torch.float32, torch.bfloat16)
-        }
+        self.gate_up_of = {dtype: torch.cat([self.gate, self.up], 1).to(dtype) for dtype in DTYPES}
         self.down_of = {dtype: self.down.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
-        self.packed_of = {
-            dtype: PackedExperts.from_tensors(self.gate, self.up, self.down, dtype)
-            for dtype in (torch.float32, torch.bfloat16)
-        }
+        self.packed_of = {dtype: PackedExperts.from_tensors(self.gate, self.up, self.down, dtype) for dtype in DTYPES}
 
     def loop(self, x_RD: Tensor, offset_S1: list[int], dtype: torch.dtype) -> Tensor:
         """Compute expert by expert with `F.linear`."""
         x_RD = x_RD.to(dtype)
         y_RD = torch.empty_like(x_RD)
-        for slot, (begin, end) in enumerate(zip(offset_S1, offset_S1[1:], strict=False)):
+        for slot, (begin, end) in enumerate(itertools.pairwise(offset_S1)):
             if end > begin:
                 gate, up = F.linear(x_RD[begin:end], self.gate_up_of[dtype][slot]).chunk(2, dim=-1)
                 y_RD[begin:end] = F.linear(F.silu(gate) * up, self.down_of[dtype][slot])
@@ -70,7 +69,19 @@ def routed(tokens: int, experts: int, top_k: int) -> list[int]:
     return [0, *torch.bincount(chosen, minlength=experts).cumsum(0).tolist()]
 
 
-def median_us(run: Callable[[int], object], *, budget_s: float) -> float:
+def cells_of(layers: list[Layer], tokens: int, top_k: int, *, budget_s: float) -> dict[Kind, float]:
+    """Time every way at one number of tokens, in microseconds a layer."""
+    experts, _, model_dim = layers[0].gate.shape
+    routes = [routed(tokens, experts, top_k) for _ in layers]
+    x_RD = torch.randn(tokens * top_k, model_dim)
+    cells: dict[Kind, float] = {}
+    for name, dtype in KINDS:
+        runs = [getattr(layer, name) for layer in layers]
+        cells[name, dtype] = median_us(lambda at, runs=runs, dtype=dtype: runs[at](x_RD, routes[at], dtype), budget_s)
+    return cells
+
+
+def median_us(run: Callable[[int], object], budget_s: float) -> float:
     """Return the median time of a pass over all layers, in microseconds a layer."""
     run(0)
     times: list[float] = []
@@ -94,24 +105,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     layers = [Layer(experts, model_dim, hidden_dim) for _ in range(LAYERS)]
-    kinds = [(name, dtype) for dtype in (torch.float32, torch.bfloat16) for name in ("loop", "grouped", "native")]
     print("us a layer, median; ratio = best torch / native at the same weight dtype")
-    print("tokens " + "".join(f"{name + ' ' + str(dtype)[6:]:>18}" for name, dtype in kinds) + "   ratio fp32  ratio bf16")
+    print(f"{'tokens':>6}" + "".join(f"{f'{name} {str(dtype)[6:]}':>18}" for name, dtype in KINDS) + f"{'ratios':>12}")
     for tokens in (int(part) for part in arguments.tokens.split(",")):
-        routes = [routed(tokens, experts, top_k) for _ in range(LAYERS)]
-        x_RD = torch.randn(tokens * top_k, model_dim)
-        cells = {
-            (name, dtype): median_us(
-                lambda at, name=name, dtype=dtype: getattr(layers[at], name)(x_RD, routes[at], dtype),
-                budget_s=arguments.budget,
-            )
-            for name, dtype in kinds
-        }
-        ratios = [
-            min(cells["loop", dtype], cells["grouped", dtype]) / cells["native", dtype]
-            for dtype in (torch.float32, torch.bfloat16)
-        ]
-        print(f"{tokens:6d} " + "".join(f"{cells[kind]:18.0f}" for kind in kinds) + "".join(f"{r:12.1f}" for r in ratios))
+        cells = cells_of(layers, tokens, top_k, budget_s=arguments.budget)
+        ratios = [min(cells["loop", d], cells["grouped", d]) / cells["native", d] for d in DTYPES]
+        print(f"{tokens:6}" + "".join(f"{cells[k]:18.0f}" for k in KINDS) + "".join(f"{r:8.1f}" for r in ratios))
 
 
 if __name__ == "__main__":

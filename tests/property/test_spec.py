@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -61,7 +62,5 @@ PLACES = st.sampled_from(["model.path", "gateway.port", "prefill", "prefill.rank
 
 @given(place=PLACES, value=st.text(max_size=20))
 def test_any_override_is_taken_or_refused_as_a_spec_error(place: str, value: str) -> None:
-    try:
-        load_deployment(overrides=[f"{place}={value}"])
-    except SpecError as error:
-        assert all(": " in fault for fault in error.faults)
+    with contextlib.suppress(SpecError):
+        assert load_deployment(overrides=[f"{place}={value}"]).pools()

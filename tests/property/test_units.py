@@ -33,9 +33,7 @@ def test_any_text_is_read_or_refused_with_a_message(kind: type[Rate | Duration |
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(count=st.integers(0, 10**9), data=st.data())
-def test_every_unit_is_read_at_its_scale(
-    kind: type[Rate | Duration | Size], count: int, data: st.DataObject
-) -> None:
+def test_every_unit_is_read_at_its_scale(kind: type[Rate | Duration | Size], count: int, data: st.DataObject) -> None:
     unit, scale = data.draw(st.sampled_from(kind.scale_of))
     assert kind.parse(f"{count}{unit}") == count * scale
     assert kind.parse(f"{count} {unit}") == count * scale

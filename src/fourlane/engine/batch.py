@@ -17,14 +17,15 @@ __all__ = ["StepBatch"]
 class StepBatch:
     """A flat batch of T tokens belonging to S sequences; T and S may be 0.
 
-    token_ids_T, position_T: int64 [tokens]; a sequence's tokens are consecutive and ascending.
-    slot_T: int64 [tokens], where each token's K and V go: block * block_size + offset.
-    query_start_S1: S+1 ints; sequence s owns rows query_start[s] to query_start[s+1].
-    context_S: S ints, tokens of the sequence in the cache once this step's are in.
-    block_table_SB: int32 [sequences, most blocks], rows padded with 0.
-    logit_row_N: int64 [N], the rows whose logits are wanted.
-    on_kv: called as on_kv(layer, k_THd, v_THd) as soon as a layer's K (after RoPE) and V are in
-        the cache, before its attention is computed; both are contiguous, never changed later.
+    Args:
+        token_ids_T, position_T: int64 [tokens]; a sequence's tokens are consecutive and ascending.
+        slot_T: int64 [tokens], where each token's K and V go: block * block_size + offset.
+        query_start_S1: S+1 ints; sequence s owns rows query_start[s] to query_start[s+1].
+        context_S: S ints, tokens of the sequence in the cache once this step's are in.
+        block_table_SB: int32 [sequences, most blocks], rows padded with 0.
+        logit_row_N: int64 [N], the rows whose logits are wanted.
+        on_kv: called as on_kv(layer, k_THd, v_THd) as soon as a layer's K (after RoPE) and V are in
+            the cache, before its attention is computed; both are contiguous, never changed later.
     """
 
     token_ids_T: Tensor

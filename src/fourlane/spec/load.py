@@ -53,7 +53,8 @@ def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] 
     data = {} if path is None else _read_toml(Path(path))
     changed = _apply(data, overrides)
     if path is None and "unified" not in data:
-        data = {"prefill": {}, "decode": {}, **data}
+        for role in ("prefill", "decode"):
+            data.setdefault(role, {})
     spec, faults = read_struct(Deployment, data)
     if spec is not None:
         faults += _unrelated(deployment_faults(spec), faults)

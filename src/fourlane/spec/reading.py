@@ -49,7 +49,7 @@ def read_struct(kind: type[msgspec.Struct], data: Mapping[str, object]) -> tuple
     return (None if value is _WRONG else value), faults
 
 
-def _read(info: kinds.Type, value: object, place: str, faults: list[Fault]) -> Any:  # noqa: ANN401 - any field's type
+def _read(info: kinds.Type, value: object, place: str, faults: list[Fault]) -> Any:
     """Read one value, or record its fault and return `_WRONG`."""
     if isinstance(info, kinds.UnionType):
         return _union(info, value, place, faults)
@@ -66,7 +66,7 @@ def _read(info: kinds.Type, value: object, place: str, faults: list[Fault]) -> A
         return _WRONG
 
 
-def _struct(info: kinds.StructType, data: object, place: str, faults: list[Fault]) -> Any:  # noqa: ANN401
+def _struct(info: kinds.StructType, data: object, place: str, faults: list[Fault]) -> Any:
     if not isinstance(data, Mapping):
         faults.append(Fault(place, f"expected a table, got {shown(data)}"))
         return _WRONG
@@ -86,7 +86,7 @@ def _struct(info: kinds.StructType, data: object, place: str, faults: list[Fault
     return info.cls(**values)
 
 
-def _union(info: kinds.UnionType, value: object, place: str, faults: list[Fault]) -> Any:  # noqa: ANN401
+def _union(info: kinds.UnionType, value: object, place: str, faults: list[Fault]) -> Any:
     """Read as the first member that fits; None is one only where there is nothing else to hold against it."""
     members = [member for member in info.types if not isinstance(member, kinds.NoneType)]
     if value is None and len(members) < len(info.types):
@@ -102,9 +102,7 @@ def _union(info: kinds.UnionType, value: object, place: str, faults: list[Fault]
     return _WRONG
 
 
-def _sequence(
-    info: kinds.ListType | kinds.VarTupleType, value: object, place: str, faults: list[Fault]
-) -> Any:  # noqa: ANN401
+def _sequence(info: kinds.ListType | kinds.VarTupleType, value: object, place: str, faults: list[Fault]) -> Any:
     if not isinstance(value, (list, tuple)):
         faults.append(Fault(place, f"expected {expected(info)}, got {shown(value)}"))
         return _WRONG
@@ -114,7 +112,7 @@ def _sequence(
     return tuple(items) if isinstance(info, kinds.VarTupleType) else items
 
 
-def _dict(info: kinds.DictType, value: object, place: str, faults: list[Fault]) -> Any:  # noqa: ANN401
+def _dict(info: kinds.DictType, value: object, place: str, faults: list[Fault]) -> Any:
     if not isinstance(value, Mapping):
         faults.append(Fault(place, f"expected {expected(info)}, got {shown(value)}"))
         return _WRONG
@@ -125,7 +123,7 @@ def _dict(info: kinds.DictType, value: object, place: str, faults: list[Fault]) 
     return _WRONG if any(_WRONG in pair for pair in pairs) else dict(pairs)
 
 
-def _leaf(info: kinds.Type, value: object) -> Any:  # noqa: ANN401
+def _leaf(info: kinds.Type, value: object) -> Any:
     """Return a value without parts.
 
     Raises:
@@ -160,7 +158,7 @@ def _choices(info: kinds.LiteralType | kinds.EnumType) -> dict[Any, Any]:
     return {choice: choice for choice in info.values}
 
 
-def _chosen(info: kinds.LiteralType | kinds.EnumType, value: object) -> Any:  # noqa: ANN401
+def _chosen(info: kinds.LiteralType | kinds.EnumType, value: object) -> Any:
     choices = _choices(info)
     if isinstance(value, (str, int)) and not isinstance(value, bool) and value in choices:
         return choices[value]
@@ -168,7 +166,7 @@ def _chosen(info: kinds.LiteralType | kinds.EnumType, value: object) -> Any:  # 
     raise ValueError(f"expected {expected(info)}, got {shown(value)}{hint}")
 
 
-def _within(info: kinds.Type, value: Any) -> bool:  # noqa: ANN401
+def _within(info: kinds.Type, value: Any) -> bool:
     if isinstance(info, (kinds.IntType, kinds.FloatType)):
         return (
             (info.ge is None or value >= info.ge)
@@ -179,7 +177,7 @@ def _within(info: kinds.Type, value: Any) -> bool:  # noqa: ANN401
     return True
 
 
-def expected(info: kinds.Type) -> str:
+def expected(info: kinds.Type) -> str:  # noqa: PLR0911 - a case a kind
     """Describe what a value must be, to follow "expected"."""
     if isinstance(info, kinds.CustomType) and issubclass(info.cls, Quantity):
         return f'a {info.cls.kind} such as "{info.cls.examples[0]}"'
@@ -191,7 +189,9 @@ def expected(info: kinds.Type) -> str:
         return " or ".join(expected(member) for member in info.types if not isinstance(member, kinds.NoneType))
     if isinstance(info, (kinds.ListType, kinds.VarTupleType)):
         return f"an array, each item {expected(info.item_type)}"
-    return {kinds.StrType: "text", kinds.BoolType: "true or false"}.get(type(info), "a table")
+    if isinstance(info, kinds.BoolType):
+        return "true or false"
+    return "text" if isinstance(info, kinds.StrType) else "a table"
 
 
 def _expected_number(info: kinds.IntType | kinds.FloatType) -> str:

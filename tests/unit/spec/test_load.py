@@ -99,10 +99,14 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
     assert faults_of(tmp_path, text) == [
         'deployment.toml: model.weight: unknown key (did you mean "weights"?); known: path, name, weights, max_length',
         'deployment.toml: gateway.port: expected a whole number, got "http"',
-        'deployment.toml: gateway.max_body: expected a size such as "64KiB", got 8 '
-        '(a bare number has no unit; write "8KiB", "8MiB" or "8GB")',
-        'deployment.toml: gateway.request_timeout: expected a duration such as "4us", got "5 parsecs" '
-        "(units: ps, ns, us, ms, s, min, h)",
+        (
+            'deployment.toml: gateway.max_body: expected a size such as "64KiB", got 8 '
+            '(a bare number has no unit; write "8KiB", "8MiB" or "8GB")'
+        ),
+        (
+            'deployment.toml: gateway.request_timeout: expected a duration such as "4us", got "5 parsecs" '
+            "(units: ps, ns, us, ms, s, min, h)"
+        ),
         "deployment.toml: prefill.prefix_cache: expected true or false, got 1",
         "deployment.toml: decode.ranks: expected a whole number, got 1.5",
         'deployment.toml: decode.launch: expected "external" or "local", got "Local" (did you mean "local"?)',
@@ -121,8 +125,10 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
         ),
         (
             "[decode]\n[unified]",
-            "deployment.toml: unified: expected either [prefill] and [decode] or [unified], got [decode], [unified]; "
-            "remove one",
+            (
+                "deployment.toml: unified: expected either [prefill] and [decode] or [unified], "
+                "got [decode], [unified]; remove one"
+            ),
         ),
         ("unified = 3", "deployment.toml: unified: expected a table, got 3"),
         (
@@ -178,7 +184,7 @@ def test_a_fault_does_not_bring_others_that_only_follow_from_it(tmp_path: Path) 
 
 def test_an_override_is_checked_by_the_same_schema_and_named_as_such(tmp_path: Path) -> None:
     found = faults_of(tmp_path, "[unified]", "unified.ranks=two", "gateway.colour=red")
-    assert found[0].startswith('--set: gateway.colour: unknown key; known: host, port, ')
+    assert found[0].startswith("--set: gateway.colour: unknown key; known: host, port, ")
     assert found[1] == '--set: unified.ranks: expected a whole number, got "two"'
 
 

@@ -64,7 +64,7 @@ class PackedLinear:
         """
         if first_row % PANEL_COLUMNS or first_row + weight_ND.shape[0] > self.out_features:
             raise ValueError(
-                f"first_row: expected a multiple of {PANEL_COLUMNS} with {weight_ND.shape[0]} rows from there on within "
+                f"first_row: expected a multiple of {PANEL_COLUMNS} from which {weight_ND.shape[0]} rows fit within "
                 f"{self.out_features}, got {first_row}"
             )
         _pack(weight_ND, self._weight, self.dtype, slot=0, first=first_row // PANEL_COLUMNS, step=1)
