@@ -25,19 +25,20 @@ __all__ = ["DenseMlp", "Experts", "Mlp", "NativeMlp", "Router", "TorchExperts"]
 class Router:
     """Choose each token's experts.
 
-    weight_ED: [experts, model dim], in the activations' type.
+    `score` gives a logit an expert, [tokens, experts]. On CPU it is a native kernel, so that a
+    token's experts do not depend on what else is in the batch.
     """
 
-    weight_ED: Tensor
+    score: Linear
     top_k: int
     renormalise: bool
 
     def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Return experts [tokens, K] int64, likeliest first, and their weights [tokens, K] float32."""
-        p_TE = torch.softmax(F.linear(x_TD, self.weight_ED), dim=-1, dtype=torch.float32)
+        p_TE = torch.softmax(self.score(x_TD), dim=-1, dtype=torch.float32)
         weights_TK, topk_TK = torch.topk(p_TE, self.top_k, dim=-1)
         if self.renormalise:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+            weights_TK /= weights_TK.sum(dim=-1, keepdim=True)
         return topk_TK, weights_TK
 
 

@@ -63,7 +63,7 @@ class WeightReader:
 
     def matrix(self, name: str) -> Tensor:
         """Return a weight as it is, in the held type."""
-        return self._keep(self._copy(name))
+        return self._keep(self.checkpoint.tensor(name).to(self.device, self.weights, copy=True))
 
     def linear(self, *names: str) -> Linear:
         """Return projections of one input as one, outputs one after the other, with bias if they have one."""
@@ -83,9 +83,8 @@ class WeightReader:
 
     def router(self, name: str) -> Router:
         """Return the router of a layer."""
-        config = self.config
-        weight_ED = self._keep(self._copy(name, dtype=self.activations))
-        return Router(weight_ED, top_k=config.top_k, renormalise=config.norm_topk_prob)
+        score = self._linear(self.checkpoint.tensor(name), None, dtype=self.activations)
+        return Router(score, top_k=self.config.top_k, renormalise=self.config.norm_topk_prob)
 
     def mlp(self, prefix: str) -> Mlp:
         """Return the dense MLP of a layer without experts."""
@@ -123,17 +122,15 @@ class WeightReader:
         self.bytes_held += packed.nbytes
         return packed
 
-    def _linear(self, weight_ND: Tensor, bias_N: Tensor | None) -> Linear:
+    def _linear(self, weight_ND: Tensor, bias_N: Tensor | None, *, dtype: torch.dtype | None = None) -> Linear:
+        held = dtype or self.weights
         if self.kernels == "torch":
-            return TorchLinear(self._keep(weight_ND.to(self.device, self.weights, copy=True)), bias_N)
+            return TorchLinear(self._keep(weight_ND.to(self.device, held, copy=True)), bias_N)
         from fourlane.engine.model.cpu_kernels import PackedLinear  # noqa: PLC0415 - only CPU ranks have it
 
-        packed = PackedLinear.from_tensor(weight_ND, self.weights)
+        packed = PackedLinear.from_tensor(weight_ND, held)
         self.bytes_held += packed.nbytes
         return packed if bias_N is None else NativeLinear(packed, bias_N)
-
-    def _copy(self, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
-        return self.checkpoint.tensor(name).to(self.device, dtype or self.weights, copy=True)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self.bytes_held += tensor.numel() * tensor.element_size()
