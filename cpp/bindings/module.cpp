@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
+#include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
 
 namespace nb = nanobind;
@@ -142,6 +143,63 @@ void expert_ffn(const ConstRows& x, const std::vector<std::int64_t>& offsets, co
                          {out.data(), extent(out, 0), extent(out, 1)}, set);
 }
 
+using Queries = nb::ndarray<const float, nb::ndim<3>, nb::device::cpu>;
+using Pages = nb::ndarray<const float, nb::ndim<5>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using BlockTable = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+std::span<const std::int64_t> span_of(const Numbers& numbers) { return {numbers.data(), numbers.shape(0)}; }
+
+fourlane::QueriesView queries_view(const Queries& queries) {
+    const std::int64_t row = extent(queries, 1) * extent(queries, 2);
+    const bool apart = queries.stride(0) >= row || queries.shape(0) == 1;
+    const bool dense = queries.stride(2) == 1 && queries.stride(1) == extent(queries, 2) && apart;
+    require(dense || queries.size() == 0, "queries: expected each token's heads to be contiguous");
+    return {queries.data(), extent(queries, 0), extent(queries, 1), queries.stride(0)};
+}
+
+fourlane::PagesView pages_view(const Pages& pages) {
+    require(pages.shape(0) == 2, "pages: expected [2 (K, V), blocks, block_size, kv heads, head dim]");
+    const std::int64_t floats = extent(pages, 1) * extent(pages, 2) * extent(pages, 3) * extent(pages, 4);
+    return {pages.data(),     pages.data() + floats, extent(pages, 1), extent(pages, 2),
+            extent(pages, 3), extent(pages, 4)};
+}
+
+// Whoever passes this reads nothing outside the pages.
+void check_sequences(const fourlane::SequencesView& sequences, std::int64_t tokens, const fourlane::PagesView& pages) {
+    require(sequences.query_start.size() == sequences.context.size() + 1, "query_start: expected sequences + 1 of them");
+    require(sequences.query_start.front() == 0 && sequences.query_start.back() == tokens,
+            "query_start: expected to begin at 0 and end at the tokens");
+    for (std::size_t s = 0; s < sequences.context.size(); ++s) {
+        const std::int64_t queries = sequences.query_start[s + 1] - sequences.query_start[s];
+        const std::int64_t context = sequences.context[s];
+        require(queries >= 0 && queries <= context, "context: expected at least as many tokens as the sequence has queries");
+        const std::int64_t blocks = context / pages.block_size + (context % pages.block_size != 0 ? 1 : 0);
+        require(blocks <= sequences.width, "context: expected no more tokens than the block table's width holds");
+        const std::int32_t* row = sequences.blocks + static_cast<std::int64_t>(s) * sequences.width;
+        for (std::int64_t b = 0; b < blocks; ++b) require(row[b] >= 0 && row[b] < pages.blocks, "block table: no such page");
+    }
+}
+
+void paged_attention(const Queries& queries_array, const Pages& pages_array, const BlockTable& blocks,
+                     const Numbers& query_start, const Numbers& context, float scale, const Rows& out,
+                     const std::string& isa) {
+    const fourlane::QueriesView queries = queries_view(queries_array);
+    const fourlane::PagesView pages = pages_view(pages_array);
+    require(pages.block_size >= 1 && pages.kv_heads >= 1 && pages.head_dim >= 1 && queries.heads >= 1,
+            "paged_attention: expected block size, heads and head dim of at least 1");
+    require(extent(queries_array, 2) == pages.head_dim && queries.heads % pages.kv_heads == 0,
+            "paged_attention: queries and pages do not belong together");
+    require(extent(out, 0) == queries.tokens && extent(out, 1) == queries.heads * pages.head_dim,
+            "paged_attention: out is not [tokens, heads * head dim] of the queries");
+    require(extent(blocks, 0) == extent(context, 0), "block table: expected a row for each sequence");
+    const fourlane::SequencesView sequences{span_of(query_start), span_of(context), blocks.data(), extent(blocks, 1)};
+    check_sequences(sequences, queries.tokens, pages);
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::paged_attention(queries, pages, sequences, scale, out.data(), set);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -160,4 +218,8 @@ NB_MODULE(_native, module) {
     module.def("expert_ffn", &expert_ffn, "x"_a.noconvert(), "offsets"_a, "gate_up"_a.noconvert(),
                "down"_a.noconvert(), "out"_a.noconvert(), "isa"_a = "",
                "Compute the gated MLP of each slot's rows; the GIL is released.");
+    module.def("paged_attention", &paged_attention, "queries"_a.noconvert(), "pages"_a.noconvert(),
+               "blocks"_a.noconvert(), "query_start"_a.noconvert(), "context"_a.noconvert(), "scale"_a,
+               "out"_a.noconvert(), "isa"_a = "",
+               "Compute causal attention of each sequence's last tokens over its pages; the GIL is released.");
 }

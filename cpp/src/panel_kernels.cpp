@@ -6,44 +6,15 @@
 
 #include <cstdint>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "vectors.hpp"
 
 namespace fourlane::FOURLANE_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kMostRows = 12;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-constexpr int kMostRows = 6;
-#else
-constexpr int kLanes = 4;
-constexpr int kMostRows = 6;
-#endif
+constexpr int kMostRows = kLanes == 16 ? 12 : 6;
 
-// GCC's and Clang's vector types; `Packed...` may lie at any address their elements may lie at.
-using Floats [[gnu::vector_size(kLanes * 4)]] = float;
 using Words [[gnu::vector_size(kLanes * 4)]] = std::uint32_t;
-using Ints [[gnu::vector_size(kLanes * 4)]] = std::int32_t;
-using LooseFloats [[gnu::vector_size(kLanes * 4), gnu::aligned(4), gnu::may_alias]] = float;
 using LooseWords [[gnu::vector_size(kLanes * 4), gnu::aligned(4), gnu::may_alias]] = std::uint32_t;
-
-inline Floats splat(float value) { return Floats{} + value; }
-
-// a * b + c, fused where the instruction set has it. Not left to the compiler's contraction, which may
-// choose differently in two instances of one template and so break batch invariance.
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__)
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
 
 // A group: the 2 * kLanes columns that one line of words holds, `i` and `i + 16` of a panel.
 constexpr int kGroupsPerPanel = 16 / kLanes;
@@ -135,28 +106,6 @@ void tile(const float* x, std::int64_t rows, const void* weights, const void* pr
           std::int64_t panels, float* out) {
     if (rows == M) return tile_of_rows<W, M>(x, weights, prefetch, depth, panels, out);
     if constexpr (M > 1) tile<W, M - 1>(x, rows, weights, prefetch, depth, panels, out);
-}
-
-// exp(-|x|) to about 1 ulp, 0 where it would be subnormal. Cephes' expf: x = n ln 2 + r, a polynomial in r, times 2^n.
-inline Floats exp_of_negative(Floats magnitude) {
-    constexpr float kLeast = 87.0F;  // exp(-87.34) is the least normal number
-    const Ints in_range = magnitude < splat(kLeast);
-    const Floats x = in_range ? -magnitude : splat(-kLeast);
-    const Floats shifter = splat(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
-    const Floats shifted = multiply_add(x, splat(1.44269504088896341F), shifter);
-    const Floats n = shifted - shifter;
-    Floats r = multiply_add(n, splat(-0.693359375F), x);
-    r = multiply_add(n, splat(2.12194440e-4F), r);
-    Floats p = splat(1.9875691500e-4F);
-    p = multiply_add(p, r, splat(1.3981999507e-3F));
-    p = multiply_add(p, r, splat(8.3334519073e-3F));
-    p = multiply_add(p, r, splat(4.1665795894e-2F));
-    p = multiply_add(p, r, splat(1.6666665459e-1F));
-    p = multiply_add(p, r, splat(5.0000001201e-1F));
-    p = multiply_add(p, r * r, r) + 1.0F;
-    const Ints exponent = reinterpret_cast<Ints>(shifted) << 23;  // n sits in the low bits of `shifted`
-    const Floats result = reinterpret_cast<Floats>(reinterpret_cast<Ints>(p) + exponent);
-    return in_range ? result : (magnitude == magnitude ? Floats{} : magnitude);
 }
 
 // x * sigmoid(x), computed from exp(-|x|) so that neither end overflows.

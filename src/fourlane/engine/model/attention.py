@@ -1,7 +1,7 @@
-"""Attention over a paged KV cache: rotary embedding, the paged backend in PyTorch, one layer's block.
+"""Attention over a paged KV cache: rotary embedding, the backends, one layer's block.
 
-Sequences that bring one token (decode) are computed together, padded to the longest; sequences
-that bring more (a prefill chunk) one by one. `cpu_kernels` does both in one native call.
+In PyTorch sequences that bring one token (decode) are computed together, padded to the longest, and
+sequences that bring more (a prefill chunk) one by one. On CPU one native call does both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fourlane.engine.batch import StepBatch
     from fourlane.engine.model.linear import Linear
 
-__all__ = ["Attend", "Attention", "AttentionBackend", "Rope", "TorchAttention"]
+__all__ = ["Attend", "Attention", "AttentionBackend", "NativeAttention", "Rope", "TorchAttention"]
 
 
 class Attend(Protocol):
@@ -108,6 +108,17 @@ class Attention:
         if batch.on_kv is not None and k_THd.shape[0]:
             batch.on_kv(self.layer, k_THd, v_THd)
         return self.out(attend(qk_THd[:, :queries], kv_QBShd))
+
+
+class NativeAttention:
+    """Paged attention on CPU in float32: a token's result does not depend on batch or chunks."""
+
+    def prepare(self, batch: StepBatch, block_size: int) -> Attend:
+        """Look the step's sequences up once; the pages say how large a block is."""
+        from fourlane.engine.model.cpu_kernels import PagedAttention  # noqa: PLC0415 - only CPU ranks have it
+
+        del block_size
+        return PagedAttention(batch.block_table_SB, batch.query_start_S1, batch.context_S)
 
 
 class TorchAttention:

@@ -1,4 +1,4 @@
-"""Compute a model's matrix products on CPU so that a row's result does not depend on the batch.
+"""Compute a model's matrix products and attention on CPU so that a row's result does not depend on the batch.
 
 Weights are packed once, when the model loads; float32 or bfloat16 storage, float32 arithmetic either
 way, so bfloat16 checkpoints lose nothing and cost half the memory traffic. Each element is summed in
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fourlane import _native
@@ -19,10 +20,9 @@ from fourlane import _native
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     from torch import Tensor
 
-__all__ = ["PANEL_COLUMNS", "PackedExperts", "PackedLinear"]
+__all__ = ["PANEL_COLUMNS", "PackedExperts", "PackedLinear", "PagedAttention"]
 
 PANEL_COLUMNS = 32
 _STORED = (torch.float32, torch.bfloat16)
@@ -135,6 +135,43 @@ class PackedExperts:
         x = x_RD.detach().contiguous().numpy()
         _native.expert_ffn(x, offset_S1, self._gate_up, self._down, y_RD.numpy())
         return y_RD
+
+
+class PagedAttention:
+    """Causal attention of sequences' last tokens over their pages, keys taken in order of position.
+
+    A token's result has the same bits however its sequence was cut into chunks.
+
+    Args:
+        block_table_SB: int32 [sequences, most blocks], on CPU.
+        query_start_S1: sequence s owns queries query_start[s] to query_start[s+1].
+        context_S: tokens of each sequence in its pages, its queries' own included.
+    """
+
+    def __init__(self, block_table_SB: Tensor, query_start_S1: Sequence[int], context_S: Sequence[int]) -> None:
+        self._block_table = block_table_SB.contiguous().numpy()
+        self._query_start = np.array(query_start_S1, dtype=np.int64)
+        self._context = np.array(context_S, dtype=np.int64)
+
+    def __call__(self, q_THd: Tensor, kv_QBShd: Tensor) -> Tensor:
+        """Return softmax(q k / sqrt(head dim)) v: float32 [tokens, heads * head dim].
+
+        Args:
+            q_THd: float32 [tokens, heads, head dim], on CPU; each token's heads contiguous.
+            kv_QBShd: one layer's pages, float32 [2 (K, V), blocks, block_size, kv heads, head dim], contiguous.
+        """
+        tokens, heads, head_dim = q_THd.shape
+        out_TD = torch.empty((tokens, heads * head_dim))
+        _native.paged_attention(
+            q_THd.detach().numpy(),
+            kv_QBShd.numpy(),
+            self._block_table,
+            self._query_start,
+            self._context,
+            head_dim**-0.5,
+            out_TD.numpy(),
+        )
+        return out_TD
 
 
 def _panels(columns: int) -> int:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 
 from fourlane.engine.kv_transfer.contract import KvGeometry
-from fourlane.engine.model.attention import Attention, AttentionBackend, Rope, TorchAttention
+from fourlane.engine.model.attention import Attention, AttentionBackend, NativeAttention, Rope, TorchAttention
 from fourlane.engine.model.checkpoint import Checkpoint
 from fourlane.engine.model.config import read_config, resolve_model_path
 from fourlane.engine.model.memory import memory_budget
@@ -172,7 +172,8 @@ def load_model(
         kernels=kernels or ("native" if device.type == "cpu" else "torch"),
     )
     with torch.no_grad():
-        model = CausalLM(reader, placement, rank, TorchAttention())
+        attention = NativeAttention() if reader.kernels == "native" else TorchAttention()
+        model = CausalLM(reader, placement, rank, attention)
     _log.info(
         "loaded %s in %.2f s: %.1f MB read, %.1f MB held as %s",
         folder, time.monotonic() - began, checkpoint.bytes_read / 1e6, reader.bytes_held / 1e6, held,

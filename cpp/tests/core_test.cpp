@@ -1,0 +1,147 @@
+// Tests of the native core without Python, mostly so that sanitizers see every path (scripts/sanitize).
+// What is right is tested in tests/unit/native; here results are held against plain loops.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "fourlane/crc32c.hpp"
+#include "fourlane/panels.hpp"
+
+namespace {
+
+using fourlane::InstructionSet;
+using fourlane::PackedWeights;
+using fourlane::WeightType;
+
+int failures = 0;
+
+void expect(bool condition, const char* what) {
+    if (condition) return;
+    ++failures;
+    std::printf("FAILED: %s\n", what);
+}
+
+std::vector<float> random_floats(std::int64_t count, std::uint32_t seed) {
+    std::mt19937 generator(seed);
+    std::uniform_real_distribution<float> values(-1, 1);
+    std::vector<float> result(static_cast<std::size_t>(count));
+    for (float& value : result) value = values(generator);
+    return result;
+}
+
+void crc_meets_its_check_value_and_agrees_at_every_length_and_offset() {
+    std::vector<std::byte> data(60'000);
+    for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i * 7 + (i >> 8));
+    const char* digits = "123456789";
+    std::vector<std::byte> check(9);
+    std::memcpy(check.data(), digits, 9);
+    expect(fourlane::crc32c(check) == fourlane::Crc32c{0xe3069283}, "the CRC of 123456789");
+    for (std::size_t size : {0UL, 1UL, 7UL, 8UL, 767UL, 768UL, 769UL, 24'576UL, 24'577UL, 59'990UL}) {
+        for (std::size_t offset : {0UL, 1UL, 3UL}) {
+            const std::span<const std::byte> part(data.data() + offset, size);
+            expect(fourlane::detail::crc32c_hardware(part, 5) == fourlane::detail::crc32c_table(part, 5),
+                   "both ways of computing a CRC");
+        }
+    }
+}
+
+// A weight as the kernels see it: the float it stands for, and its packed bytes.
+struct Weights {
+    std::vector<float> plain;
+    std::vector<std::byte> packed;
+};
+
+Weights make_weights(std::int64_t columns, std::int64_t depth, WeightType type, std::uint32_t seed) {
+    Weights weights{random_floats(columns * depth, seed), {}};
+    std::vector<std::uint16_t> halves;
+    const void* source = weights.plain.data();
+    if (type == WeightType::bfloat16) {
+        for (float& value : weights.plain) {
+            std::uint32_t bits = 0;
+            std::memcpy(&bits, &value, 4);
+            halves.push_back(static_cast<std::uint16_t>(bits >> 16));
+            bits &= 0xffff0000U;
+            std::memcpy(&value, &bits, 4);
+        }
+        source = halves.data();
+    }
+    const std::int64_t panels = fourlane::panels_for(columns);
+    weights.packed.resize(fourlane::size_of(type) * static_cast<std::size_t>(panels * depth * fourlane::kPanelColumns));
+    fourlane::pack_panels(source, type, columns, depth, weights.packed.data(), 0, 1);
+    return weights;
+}
+
+void linear_equals_a_plain_loop(InstructionSet set, WeightType type, std::int64_t rows, std::int64_t columns,
+                                std::int64_t depth) {
+    const Weights weights = make_weights(columns, depth, type, 1);
+    const std::vector<float> x = random_floats(rows * depth, 2);
+    std::vector<float> out(static_cast<std::size_t>(rows * columns), NAN);
+    fourlane::linear({x.data(), rows, depth}, {weights.packed.data(), type, 1, fourlane::panels_for(columns), depth},
+                     {out.data(), rows, columns}, set);
+    bool close = true;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t c = 0; c < columns; ++c) {
+            double sum = 0;
+            for (std::int64_t k = 0; k < depth; ++k) {
+                sum += static_cast<double>(x[static_cast<std::size_t>(r * depth + k)]) *
+                       static_cast<double>(weights.plain[static_cast<std::size_t>(c * depth + k)]);
+            }
+            close = close && std::abs(sum - static_cast<double>(out[static_cast<std::size_t>(r * columns + c)])) < 1e-4;
+        }
+    }
+    expect(close, "linear against a plain loop");
+}
+
+// gate = up = down = identity, so that each row becomes silu(x) * x; slots must leave each other's rows alone.
+void expert_ffn_computes_each_row_once(InstructionSet set, std::int64_t size) {
+    const std::int64_t panels = fourlane::panels_for(size);
+    const std::int64_t slots = 3;
+    const std::int64_t panel_floats = size * fourlane::kPanelColumns;
+    std::vector<float> identity(static_cast<std::size_t>(size * size));
+    for (std::int64_t i = 0; i < size; ++i) identity[static_cast<std::size_t>(i * size + i)] = 1;
+    std::vector<float> gate_up(static_cast<std::size_t>(slots * 2 * panels * panel_floats));
+    std::vector<float> down(static_cast<std::size_t>(slots * panels * panel_floats));
+    for (std::int64_t slot = 0; slot < slots; ++slot) {
+        float* pair = gate_up.data() + slot * 2 * panels * panel_floats;
+        fourlane::pack_panels(identity.data(), WeightType::float32, size, size, pair, 0, 2);
+        fourlane::pack_panels(identity.data(), WeightType::float32, size, size, pair, 1, 2);
+        fourlane::pack_panels(identity.data(), WeightType::float32, size, size,
+                              down.data() + slot * panels * panel_floats, 0, 1);
+    }
+    const std::vector<std::int64_t> offsets{0, 1, 1, 120};
+    const std::vector<float> x = random_floats(120 * size, 3);
+    std::vector<float> out(x.size(), NAN);
+    fourlane::expert_ffn({x.data(), 120, size}, offsets, {gate_up.data(), WeightType::float32, slots, 2 * panels, size},
+                         {down.data(), WeightType::float32, slots, panels, size}, {out.data(), 120, size}, set);
+    bool close = true;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double value = static_cast<double>(x[i]);
+        close = close && std::abs(value * value / (1 + std::exp(-value)) - static_cast<double>(out[i])) < 1e-6;
+    }
+    expect(close, "expert_ffn with identities");
+}
+
+}  // namespace
+
+int main() {
+    crc_meets_its_check_value_and_agrees_at_every_length_and_offset();
+    for (const InstructionSet set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+        if (!fourlane::is_supported(set)) continue;
+        for (const WeightType type : {WeightType::float32, WeightType::bfloat16}) {
+            for (const std::int64_t rows : {0, 1, 2, 5, 13, 100}) {
+                linear_equals_a_plain_loop(set, type, rows, 32, 8);
+                linear_equals_a_plain_loop(set, type, rows, 161, 33);
+            }
+        }
+        expert_ffn_computes_each_row_once(set, 1);
+        expert_ffn_computes_each_row_once(set, 45);
+        expert_ffn_computes_each_row_once(set, 64);
+    }
+    std::vector<std::byte> pages(3 << 20);
+    fourlane::advise_huge_pages(pages.data(), pages.size());
+    std::printf(failures == 0 ? "all passed\n" : "%d failed\n", failures);
+    return failures == 0 ? 0 : 1;
+}
