@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from fourlane.errors import SpecError
+from fourlane.spec.deployment_rules import deployment_faults, port_range
 
 if TYPE_CHECKING:
     from fourlane.spec.deployment import Deployment, Pool
@@ -89,9 +90,9 @@ def rank_configs(deployment: Deployment, run_dir: Path, *, secret_file: Path | N
         secret_file: the deployment's secret; None: `secret` in the run folder.
 
     Raises:
-        SpecError: a pool cannot be cut into groups, or the port range is malformed; all faults.
+        SpecError: the deployment breaks a rule (one that was read from a file does not); all faults.
     """
-    faults = [*_group_faults(deployment), *_port_faults(deployment.kv_transfer.ports)]
+    faults = [f"{fault.place}: {fault.message}" for fault in deployment_faults(deployment)]
     if faults:
         raise SpecError(*faults)
     secret = secret_file if secret_file is not None else run_dir / "secret"
@@ -156,30 +157,8 @@ def _rank_config(
     )
 
 
-def _group_faults(deployment: Deployment) -> list[str]:
-    faults = []
-    for role, pool in deployment.pools().items():
-        size = pool.expert_parallel or pool.ranks
-        if pool.ranks < 1 or size < 1 or pool.ranks % size:
-            faults.append(
-                f"{role}.expert_parallel: expected a divisor of {role}.ranks = {pool.ranks}, got {size}; "
-                "leave it out to share the experts over all ranks of the pool"
-            )
-    return faults
-
-
-def _port_faults(ports: str | None) -> list[str]:
-    try:
-        _ports(ports)
-    except ValueError:
-        return [f'kv_transfer.ports: expected a range "first-last" within 1-65535, such as "7400-7499", got "{ports}"']
-    return []
-
-
 def _ports(ports: str | None) -> tuple[int, int] | None:
     if ports is None:
         return None
-    first, last = (int(part) for part in ports.split("-"))
-    if not 1 <= first <= last <= 65535:
-        raise ValueError(ports)
-    return first, last
+    found = port_range(ports)
+    return found.start, found.stop - 1
