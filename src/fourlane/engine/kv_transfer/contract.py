@@ -81,12 +81,13 @@ class KvStream(Protocol):
     def finish(self, *, tokens: int, first_token_id: int) -> None:
         """Say that computation is done: `tokens` tokens make the whole; pass on the token sampled.
 
-        Afterwards exactly one of the callbacks given to `KvSender.open` is called.
+        Afterwards exactly one of the callbacks given to `KvSender.open` is called, unless
+        `on_failed` has been called already: then this does nothing.
         """
         ...
 
     def abort(self, reason: str) -> None:
-        """Give up; the receiver is told. No callback follows."""
+        """Give up; the receiver is told. No callback follows but one already under way."""
         ...
 
 
@@ -103,7 +104,8 @@ class KvSender(Protocol):
     ) -> KvStream:
         """Begin a stream. Never blocks: a connection that cannot be made ends in `on_failed`.
 
-        The callbacks run on the sender's thread and must be quick and thread-safe.
+        on_failed is called as soon as the stream is lost, even before `KvStream.finish`; what is
+        sent to a lost stream is dropped. The callbacks run on the sender's thread and must be quick and thread-safe.
         """
         ...
 
@@ -135,13 +137,20 @@ class KvReceiver(Protocol):
         Exactly one callback follows, on a thread of the receiver, unless `forget` came before:
         on_complete(first_token_id) when every layer of every token is there, checksums agreed;
         on_failed(reason) when the connection broke, a checksum disagreed, something was missing
-        or nothing came within the timeout. After either (or `forget`) no byte is written to the
-        pages any more.
+        or nothing came within the timeout. From then on no byte is written to the pages any more;
+        where the sender writes to them itself (shared memory), on_failed waits until it has
+        confirmed that it stopped, or its process is gone.
         """
         ...
 
-    def forget(self, sequence_id: int) -> None:
-        """Stop expecting; when this returns, nothing more is written to the pages."""
+    def forget(self, sequence_id: int, on_released: Callable[[], None]) -> None:
+        """Stop expecting. Returns at once; the pages may be used again only after `on_released`.
+
+        on_released is called exactly once: before this returns when nobody can be writing to the
+        pages (always with TCP, and for ids that are not expected or have ended), else on a thread
+        of the receiver when the sender has confirmed that it stopped, or its process is gone.
+        `close` leaves those out that are still waited for.
+        """
         ...
 
     def close(self) -> None:
