@@ -127,7 +127,7 @@ class Api:
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
             problem = "missing" if not given else "wrong"
             raise Unauthorized(
-                f"the API key is {problem}: send the header \"Authorization: Bearer <key>\"", code="invalid_api_key"
+                f'the API key is {problem}: send the header "Authorization: Bearer <key>"', code="invalid_api_key"
             )
 
     # what is served
@@ -152,27 +152,27 @@ class Api:
 
     # how it does
 
-    async def health(self, request: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         """Answer GET /health: 200 when every pool serves, else 503."""
         found = health(self._state)
         serving = found.status in {"ok", "degraded"}
         return _json(found, HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    async def live(self, request: Request) -> Response:
+    async def live(self, _: Request) -> Response:
         """Answer GET /health/live: 200 as long as the gateway answers at all."""
         return _json({"status": "live"})
 
-    async def metrics(self, request: Request) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """Answer GET /metrics."""
         return Response(self._state.metrics.render(), media_type="text/plain; version=0.0.4")
 
-    async def stats(self, request: Request) -> Response:
+    async def stats(self, _: Request) -> Response:
         """Answer GET /stats: the figures of the page."""
         return _json(stats(self._state, asyncio.get_running_loop().time()))
 
     # errors
 
-    async def on_refusal(self, request: Request, error: Exception) -> Response:
+    async def on_refusal(self, _: Request, error: Exception) -> Response:
         """Answer a refused or failed request."""
         if not isinstance(error, RequestError):
             raise error
@@ -188,11 +188,11 @@ class Api:
             response.headers.update(error.headers or {})
         return response
 
-    async def on_disconnect(self, request: Request, error: Exception) -> Response:
+    async def on_disconnect(self, _: Request, __: Exception) -> Response:
         """Close a request whose client went away while sending it."""
         return Response(status_code=HTTPStatus.BAD_REQUEST)
 
-    async def on_fault(self, request: Request, error: Exception) -> Response:
+    async def on_fault(self, _: Request, __: Exception) -> Response:
         """Answer a defect of ours; Starlette raises it again afterwards, to be logged."""
         self._state.metrics.refused(HTTPStatus.INTERNAL_SERVER_ERROR)
         return error_response(RequestError("internal error; the gateway's log has the traceback"))

@@ -27,7 +27,7 @@ _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 class _GenerationBlock(Extension):
     """Let `{% generation %} ... {% endgeneration %}` pass; it marks training targets and prints its body."""
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja's protocol
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
     from fourlane.engine.messages import Sampling, TokenEvent
     from fourlane.gateway.ranks import RankView
@@ -86,7 +85,7 @@ class Choice:
     finished: bool = False
     avoid: set[str] = field(default_factory=set)
     last_failure: str = ""
-    hashes: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
     hashed_tokens: int = -1
     last_token_at: float = 0.0
     first_token_at: float = 0.0

@@ -39,10 +39,13 @@ class Metrics:
         self.model_name = model_name
         self.generated_tokens = 0
         """Tokens delivered since the beginning; a plain int, being counted for every token."""
-        self._first_token = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_S)
+        self._first_token = self._histogram(
+            "vllm:time_to_first_token_seconds", "Arrival to first token.", _FIRST_TOKEN_S
+        )
         self._next_token = self._histogram("vllm:inter_token_latency_seconds", "Between tokens of a text.", _TOKEN_S)
-        per_token = "Mean time of a text's tokens after the first."
-        self._per_token = self._histogram("vllm:time_per_output_token_seconds", per_token, _TOKEN_S)
+        self._per_token = self._histogram(
+            "vllm:time_per_output_token_seconds", "Mean time of a text's tokens after the first.", _TOKEN_S
+        )
         self._request = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", _REQUEST_S)
         self._queue = self._histogram("vllm:request_queue_time_seconds", "Wait in the gateway's queue.", _REQUEST_S)
         self._prompt_size = self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a text.", _TOKENS)
@@ -56,8 +59,12 @@ class Metrics:
             registry=self.registry,
         )
         self._retries = Counter("fourlane_retries", "Attempts begun anew after a failure.", registry=self.registry)
-        self._errors = Counter("fourlane_request_errors", "Requests refused or failed.", ["status"], registry=self.registry)
-        self._kv_bytes = Counter("fourlane_kv_transfer_bytes", "KV moved from prefill to decode.", registry=self.registry)
+        self._errors = Counter(
+            "fourlane_request_errors", "Requests refused or failed.", ["status"], registry=self.registry
+        )
+        self._kv_bytes = Counter(
+            "fourlane_kv_transfer_bytes", "KV moved from prefill to decode.", registry=self.registry
+        )
         self._kv_s = Counter("fourlane_kv_transfer_seconds", "Time KV was under way.", registry=self.registry)
         self._kv_hidden_s = Counter(
             "fourlane_kv_transfer_hidden_seconds", "Part of it behind prefill computation.", registry=self.registry

@@ -186,7 +186,9 @@ def _refusal(complaint: str, body: bytes) -> InvalidRequest:
     unknown = _UNKNOWN.match(what)
     if unknown:
         path = f"{path}.{unknown[1]}" if path else unknown[1]
-        return InvalidRequest(f"{_short(path)}: not a field this service knows", param=_short(path), code="unknown_field")
+        return InvalidRequest(
+            f"{_short(path)}: not a field this service knows", param=_short(path), code="unknown_field"
+        )
     what = what[:1].lower() + what[1:]
     found = _found(body, path)
     return InvalidRequest(f"{path or 'body'}: {what}{found}", param=path or None)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fourlane.gateway.ranks import QUEUE_CHUNKS
-from fourlane.policy.request_routing import chain_hashes, choose_decode, choose_prefill, choose_unified, pages_for
+from fourlane.policy.prefix import prefix_hashes
+from fourlane.policy.request_routing import choose_decode, choose_prefill, choose_unified, pages_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -34,7 +35,7 @@ def place(choice: Choice, ranks: Collection[RankView], *, block_size: int, now: 
     """Return where a choice goes, or None if no rank (or pair of ranks) has room for it now."""
     tokens = len(choice.spec.token_ids) + len(choice.tokens)
     if choice.hashed_tokens != tokens:
-        choice.hashes = chain_hashes([*choice.spec.token_ids, *choice.tokens], block_size)
+        choice.hashes = prefix_hashes([*choice.spec.token_ids, *choice.tokens], block_size)
         choice.hashed_tokens = tokens
     unified = [rank for rank in ranks if rank.role == "unified"]
     if unified:

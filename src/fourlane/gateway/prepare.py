@@ -63,11 +63,15 @@ async def prepare_completion(state: GatewayState, request: CompletionRequest, re
     """
     _check_common(state, request)
     if request.best_of is not None and request.best_of != (request.n or 1):
-        raise InvalidRequest(f"best_of: expected the value of n ({request.n or 1}), got {request.best_of}", param="best_of")
+        raise InvalidRequest(
+            f"best_of: expected the value of n ({request.n or 1}), got {request.best_of}", param="best_of"
+        )
     if request.suffix:
         raise InvalidRequest("suffix: filling in the middle is not supported", param="suffix")
     if request.echo and request.logprobs is not None:
-        raise InvalidRequest("echo: log-probabilities of the prompt are not computed; ask without logprobs", param="echo")
+        raise InvalidRequest(
+            "echo: log-probabilities of the prompt are not computed; ask without logprobs", param="echo"
+        )
     prompts = await _completion_prompts(state, request)
     texts = _echoed(state, request, prompts) if request.echo else None
     return _job(
@@ -105,6 +109,7 @@ async def prepare_chat(state: GatewayState, request: ChatRequest, request_id: st
         state.tokenizer.render_chat(messages, **options),
         add_special_tokens=bool(request.add_special_tokens),
         limit=limit,
+        param="messages",
     )
     _check_prompt(state, prompt, "messages")
     given = request.max_completion_tokens or request.max_tokens
@@ -160,9 +165,7 @@ def _job(
     )
 
 
-def _sampling(
-    state: GatewayState, request: GenerationOptions, *, max_tokens: int, logprobs: int | None
-) -> Sampling:
+def _sampling(state: GatewayState, request: GenerationOptions, *, max_tokens: int, logprobs: int | None) -> Sampling:
     def value(given: float | None, default: float) -> float:
         return default if given is None else given
 
@@ -213,7 +216,9 @@ async def _completion_prompts(state: GatewayState, request: CompletionRequest) -
     result: list[list[int]] = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            ids = await state.tokenizer.encode(prompt, add_special_tokens=add_special, limit=state.max_length())
+            ids = await state.tokenizer.encode(
+                prompt, add_special_tokens=add_special, limit=state.max_length(), param="prompt"
+            )
         else:
             ids = prompt
         _check_prompt(state, ids, "prompt")
@@ -232,7 +237,9 @@ def _split_prompts(prompt: str | list[str | int | list[int]] | None) -> Sequence
     if all(isinstance(part, int) for part in prompt):
         return [[part for part in prompt if isinstance(part, int)]]
     if any(isinstance(part, int) for part in prompt) or len({type(part) for part in prompt}) > 1:
-        raise InvalidRequest("prompt: expected only texts, only token ids or only lists of these, got a mix", param="prompt")
+        raise InvalidRequest(
+            "prompt: expected only texts, only token ids or only lists of these, got a mix", param="prompt"
+        )
     if len(prompt) > MAX_CHOICES:
         raise InvalidRequest(f"prompt: expected at most {MAX_CHOICES} prompts, got {len(prompt)}", param="prompt")
     return [part for part in prompt if not isinstance(part, int)]
@@ -275,8 +282,7 @@ def _echoed(state: GatewayState, request: CompletionRequest, prompts: list[list[
     """Return each prompt's text, as it was given if it was given as text."""
     given = _split_prompts(request.prompt)
     return [
-        text if isinstance(text, str) else state.tokenizer.decode(ids)
-        for text, ids in zip(given, prompts, strict=True)
+        text if isinstance(text, str) else state.tokenizer.decode(ids) for text, ids in zip(given, prompts, strict=True)
     ]
 
 
@@ -285,14 +291,19 @@ def _message(index: int, message: ChatMessage) -> dict[str, object]:
     place = f"messages[{index}]"
     for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
         if getattr(message, name):
-            raise InvalidRequest(f"{place}.{name}: not supported by this service; leave it out", param=f"{place}.{name}")
+            raise InvalidRequest(
+                f"{place}.{name}: not supported by this service; leave it out", param=f"{place}.{name}"
+            )
     if message.role in {"tool", "function"}:
         raise InvalidRequest(f'{place}.role: tools are not supported, got "{message.role}"', param=f"{place}.role")
     if message.content is None:
         raise InvalidRequest(f"{place}.content: expected text, got null", param=f"{place}.content")
     content = message.content if isinstance(message.content, str) else _joined(place, message)
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content} | ({"name": message.name} if message.name else {})
+    rendered: dict[str, object] = {"role": role, "content": content}
+    if message.name:
+        rendered["name"] = message.name
+    return rendered
 
 
 def _joined(place: str, message: ChatMessage) -> str:
@@ -301,7 +312,9 @@ def _joined(place: str, message: ChatMessage) -> str:
         where = f"{place}.content[{index}]"
         if isinstance(part, str) or part.type != "text" or part.text is None:
             kind = part if isinstance(part, str) else part.type
-            raise InvalidRequest(f'{where}: expected {{"type": "text", "text": ...}}, got type "{kind[:40]}"', param=where)
+            raise InvalidRequest(
+                f'{where}: expected {{"type": "text", "text": ...}}, got type "{kind[:40]}"', param=where
+            )
         texts.append(part.text)
     return "\n".join(texts)
 
@@ -311,7 +324,9 @@ def _template_options(given: Mapping[str, object] | None) -> dict[str, object]:
     taken = {"messages", "add_generation_prompt", "tools", "documents"} & set(given or {})
     if taken:
         name = sorted(taken)[0]
-        raise InvalidRequest(f"chat_template_kwargs.{name}: set by the service; leave it out", param="chat_template_kwargs")
+        raise InvalidRequest(
+            f"chat_template_kwargs.{name}: set by the service; leave it out", param="chat_template_kwargs"
+        )
     return dict(given or {})
 
 

@@ -67,7 +67,9 @@ class RankCollector(Collector):
 
     def _of_ranks(self) -> Iterator[Metric]:
         name = self._router.metrics.model_name
-        use = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", labels=["model_name", "engine"])
+        use = GaugeMetricFamily(
+            "vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", labels=["model_name", "engine"]
+        )
         up = GaugeMetricFamily("fourlane_rank_up", "Whether a rank serves.", labels=["rank"])
         memory = GaugeMetricFamily("fourlane_rank_memory_bytes", "Memory of a rank's process.", labels=["rank"])
         restarts = CounterMetricFamily("fourlane_rank_restarts", "Processes begun after the first.", labels=["rank"])

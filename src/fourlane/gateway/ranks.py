@@ -79,7 +79,7 @@ class RankView:
         self._lanes_before: dict[str, int] = {}
         self._before: dict[str, float] = {}
         """Totals of its earlier processes, so that they do not fall when it restarts."""
-        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
 
     @property
     def total_pages(self) -> int:
@@ -95,7 +95,7 @@ class RankView:
         """Tell whether it may be given a new sequence."""
         return self.state == "ready" and now >= self.blocked_until
 
-    def prefill_face(self, hashes: Sequence[int], tokens: int, now: float) -> PrefillCandidate:
+    def prefill_face(self, hashes: Sequence[bytes], tokens: int, now: float) -> PrefillCandidate:
         """Return it as a candidate to prefill a prompt of `tokens` tokens with these block hashes."""
         cached = 0
         if self.pool.prefix_cache and self._seen:
@@ -112,7 +112,7 @@ class RankView:
             available=self.available(now),
         )
 
-    def remember_prefix(self, hashes: Sequence[int]) -> None:
+    def remember_prefix(self, hashes: Sequence[bytes]) -> None:
         """Note that these blocks will be in its prefix cache; as many as it has pages are kept."""
         for digest in hashes:
             self._seen[digest] = None

@@ -92,6 +92,7 @@ class Router:
         self._next_sequence = secrets.randbits(30) << 32
         self._arrivals = 0
         self._stopping = False
+        self._failed_pools: dict[str, str] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -183,6 +184,16 @@ class Router:
         if rank.state in {"ready", "paused"}:
             rank.state, rank.detail = "draining", "takes no more work"
 
+    def pool_failed(self, role: str, reason: str) -> None:
+        """Refuse all requests, open ones too: a pool was given up, and no rank of it will come back."""
+        self._failed_pools[role] = reason
+        for generation in list(self._generations):
+            self._fail(generation, self._no_pool())
+
+    def _no_pool(self) -> ServiceUnavailable:
+        reasons = "; ".join(f"the {role} pool was given up: {why}" for role, why in self._failed_pools.items())
+        return ServiceUnavailable(f"{reasons}; whoever runs the service must start it again", retry_after=30)
+
     def _rank(self, name: str) -> RankView:
         rank = self.ranks.get(name)
         if rank is None:
@@ -201,6 +212,8 @@ class Router:
         """
         if self._loop is None or self._stopping:
             raise ServiceUnavailable("the service is shutting down; retry", retry_after=5)
+        if self._failed_pools:
+            raise self._no_pool()
         if len(self._queued) >= max(1, self.limits.max_queued_requests):
             raise Overloaded(
                 f"{len(self._queued)} requests are waiting, the limit is {self.limits.max_queued_requests}; retry later",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from fourlane.errors import RequestError, ServiceUnavailable
+from fourlane.errors import RequestError
 from fourlane.gateway.refusals import error_body
 from fourlane.gateway.writers import ChoiceResult, usage_of
 
@@ -69,9 +69,9 @@ class Answer:
         """Add new tokens to a choice's result."""
         text, used = self._take(delta)
         result = self.results[delta.choice]
-        result.text += text
+        result.pieces.append(text)
         if self.job.logprobs is not None:
-            result.events = result.events + delta.events[:used]
+            result.events.extend(delta.events[:used])
 
     def chunk(self, delta: Delta) -> bytes:
         """Return the event for new tokens; empty while their text is held back."""
@@ -165,6 +165,5 @@ class WholeAnswer(Response):
             async for deltas in answer.generation:
                 for delta in deltas:
                     answer.gather(delta)
-        if not answer.complete:  # nobody is there to read it
-            raise ServiceUnavailable("the client went away")
-        await Response(answer.whole(), media_type="application/json")(scope, receive, send)
+        if answer.complete:  # else nobody is there to read it
+            await Response(answer.whole(), media_type="application/json")(scope, receive, send)

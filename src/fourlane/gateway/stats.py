@@ -38,7 +38,7 @@ class Health(msgspec.Struct, kw_only=True):
 
 
 class RankFigures(msgspec.Struct, kw_only=True):
-    """One rank on the page."""
+    """One rank on the page. Units: step_s, exchange_s: seconds since the service began, in steps and in exchanges."""
 
     name: str
     state: str
@@ -52,6 +52,8 @@ class RankFigures(msgspec.Struct, kw_only=True):
     kv_use: float
     kv_pages: int
     steps: int
+    step_s: float
+    exchange_s: float
     memory_bytes: int
     lanes: dict[str, int]
 
@@ -96,9 +98,7 @@ def health(state: GatewayState) -> Health:
     return Health(status=_status(state, pools), model=state.model.name, pools=pools)
 
 
-def _status(
-    state: GatewayState, pools: dict[str, PoolHealth]
-) -> Literal["ok", "degraded", "unavailable", "stopping"]:
+def _status(state: GatewayState, pools: dict[str, PoolHealth]) -> Literal["ok", "degraded", "unavailable", "stopping"]:
     if state.router.stopping:
         return "stopping"
     if any(pool.ready == 0 for pool in pools.values()):
@@ -151,7 +151,7 @@ def _pool(role: str, ranks: list[RankView], balance: float | None) -> PoolFigure
 
 
 def _rank(rank: RankView) -> RankFigures:
-    hello, latest = rank.hello, rank.stats
+    hello, latest, totals = rank.hello, rank.stats, rank.totals()
     return RankFigures(
         name=rank.name,
         state=rank.state,
@@ -164,7 +164,9 @@ def _rank(rank: RankView) -> RankFigures:
         queued_tokens=rank.queued_tokens,
         kv_use=round(rank.kv_use(), 4),
         kv_pages=rank.total_pages,
-        steps=int(rank.totals()["steps"]),
+        steps=int(totals["steps"]),
+        step_s=totals["step_s"],
+        exchange_s=totals["exchange_s"],
         memory_bytes=latest.memory_bytes if latest is not None else 0,
         lanes=rank.lane_bytes(),
     )

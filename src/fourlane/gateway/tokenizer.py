@@ -65,11 +65,12 @@ class ModelTokenizer:
         """Return the most characters one token stands for (for byte-level vocabularies: bytes)."""
         return max((len(piece) for piece in self._tokenizer.get_vocab()), default=1)
 
-    async def encode(self, text: str, *, add_special_tokens: bool, limit: int) -> list[int]:
+    async def encode(self, text: str, *, add_special_tokens: bool, limit: int, param: str) -> list[int]:
         """Return the token ids of a text.
 
         Args:
             limit: a text that must have more tokens than this is refused without tokenizing it.
+            param: the request's field the text came from, for messages.
 
         Raises:
             InvalidRequest: the text is too long, or holds what is not Unicode.
@@ -79,17 +80,19 @@ class ModelTokenizer:
             raise InvalidRequest(
                 f"the prompt has {len(text)} characters, that is at least {least} tokens; "
                 f"the limit is {limit} tokens of prompt and output: shorten the prompt",
+                param=param,
                 code="context_length_exceeded",
             )
         if len(text) < THREAD_FROM:
-            return self._encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens=add_special_tokens)
+            return self._encode(text, add_special_tokens=add_special_tokens, param=param)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens=add_special_tokens, param=param)
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
         try:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates
-            raise InvalidRequest("the prompt holds half a surrogate pair, which is no character") from error
+            message = f"{param}: half a surrogate pair is no character"
+            raise InvalidRequest(message, param=param) from error
 
     def render_chat(self, messages: Sequence[Mapping[str, object]], **options: object) -> str:
         """Return the prompt text of a conversation.

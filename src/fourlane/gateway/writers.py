@@ -40,10 +40,15 @@ _encode = msgspec.json.Encoder().encode
 class ChoiceResult(msgspec.Struct):
     """A choice as it has come so far."""
 
-    text: str = ""
+    pieces: list[str] = []
     finish: str | None = None
     tokens: int = 0
     events: list[TokenEvent] = []
+
+    @property
+    def text(self) -> str:
+        """Return the text so far."""
+        return "".join(self.pieces)
 
 
 def usage_of(job: Job, results: Sequence[ChoiceResult], cached_tokens: int | None) -> Usage:
@@ -160,7 +165,9 @@ class ChatWriter:
     def opening(self) -> list[bytes]:
         """Return the chunks that name each choice's role."""
         delta = ChatDelta(role="assistant", content="")
-        return [self._chunk(ChatChunkChoice(index=index, delta=delta)) for index in range(len(self._job.generation.choices))]
+        return [
+            self._chunk(ChatChunkChoice(index=index, delta=delta)) for index in range(len(self._job.generation.choices))
+        ]
 
     def chunk(self, choice: int, text: str, events: Sequence[TokenEvent], finish: str | None) -> bytes:
         """Return a chunk with the next text (and tokens) of a choice."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DecodeCandidate",
     "PrefillCandidate",
-    "chain_hashes",
     "choose_decode",
     "choose_prefill",
     "choose_unified",
@@ -77,25 +76,12 @@ def pages_for(tokens: int, block_size: int) -> int:
     return -(-tokens // block_size)
 
 
-def chain_hashes(token_ids: Sequence[int], block_size: int) -> list[int]:
-    """Return a hash for each full block of tokens that covers the block and everything before it.
-
-    Equal hashes mean (almost surely) equal prefixes; a collision costs time, never correctness.
-    """
-    hashes: list[int] = []
-    previous = 0
-    for first in range(0, len(token_ids) - block_size + 1, block_size):
-        previous = hash((previous, *token_ids[first : first + block_size]))
-        hashes.append(previous)
-    return hashes
-
-
-def prefix_tokens(hashes: Sequence[int], seen: Container[int], *, block_size: int, prompt_tokens: int) -> int:
-    """Return how many leading tokens of a prompt a rank has seen.
+def prefix_tokens(hashes: Sequence[bytes], seen: Container[bytes], *, block_size: int, prompt_tokens: int) -> int:
+    """Return how many leading tokens of a prompt a rank has seen, by the names `prefix.prefix_hashes` gives.
 
     The last token of a prompt is always computed, so the answer is less than `prompt_tokens`.
     """
-    blocks = next((block for block, digest in enumerate(hashes) if digest not in seen), len(hashes))
+    blocks = next((block for block, name in enumerate(hashes) if name not in seen), len(hashes))
     return max(0, min(blocks * block_size, prompt_tokens - 1))
 
 

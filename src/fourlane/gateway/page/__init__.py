@@ -35,9 +35,9 @@ class _File:
     """A file of this folder, read once."""
 
     def __init__(self, name: str, kind: str) -> None:
-        self._body = files(__package__).joinpath(name).read_bytes()
+        self._body = files("fourlane.gateway.page").joinpath(name).read_bytes()
         self._kind = kind
 
-    async def get(self, request: Request) -> Response:
+    async def get(self, _: Request) -> Response:
         """Answer with the file."""
         return Response(self._body, media_type=self._kind, headers=_HEADERS)
