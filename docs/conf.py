@@ -11,7 +11,6 @@ release = version = fourlane.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "images"]
 source_suffix = {".md": "markdown"}
-suppress_warnings = ["toc.empty_glob"]  # kinds of pages that may not be there yet
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
