@@ -38,21 +38,24 @@ def _scale_by_expert(x_RD: torch.Tensor, offset_S1: list[int], experts: list[int
 
 
 def _pair(
-    exchange: TorchAllToAll | LocalExchange, placement: Placement, tokens: tuple[torch.Tensor, ...], layer: int
+    exchange: TorchAllToAll | LocalExchange,
+    placement: Placement,
+    tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    layer: int,
 ) -> torch.Tensor:
     received = exchange.dispatch(*tokens, placement, layer=layer).wait()
     experts = placement.experts_of(exchange.rank, layer).tolist()
     return exchange.combine(_scale_by_expert(received.x_RD, received.offset_S1, experts), received).wait()
 
 
-def _alone(tokens: tuple[torch.Tensor, ...], layer: int) -> torch.Tensor:
+def _alone(tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor], layer: int) -> torch.Tensor:
     placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=1)
     exchange = LocalExchange(placement)
     exchange.begin_step(0, more=False)
     return _pair(exchange, placement, tokens, layer)
 
 
-def _tokens(count: int, seed: int, *, experts: int = EXPERTS) -> tuple[torch.Tensor, ...]:
+def _tokens(count: int, seed: int, *, experts: int = EXPERTS) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x_TD = torch.randn(count, DIM, generator=generator)
     topk_TK = torch.rand(count, experts, generator=generator).topk(TOP_K).indices
@@ -126,7 +129,9 @@ def peer_dies(rank: int, ranks: int, folder: Path) -> None:
     assert torch.equal(_pair(exchange, placement, tokens, 1), _alone(tokens, 1))
 
 
-def _step_until_lost(exchange: TorchAllToAll, placement: Placement, tokens: tuple[torch.Tensor, ...]) -> None:
+def _step_until_lost(
+    exchange: TorchAllToAll, placement: Placement, tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
     began = time.monotonic()
     try:
         for step in range(1, 1000):

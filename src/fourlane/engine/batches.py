@@ -27,7 +27,10 @@ def build_batch(
     on_kv: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> StepBatch:
     """Lay the step's sequences out one after the other; see `StepBatch` for the shapes."""
-    tokens, positions, slots, starts, contexts, rows = [], [], [], [0], [], []
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    slots: list[np.ndarray] = []
+    starts, contexts, rows = [0], list[int](), list[int]()
     pages = [np.asarray(part.sequence.blocks, dtype=np.int64) for part in step.parts]
     for part, blocks in zip(step.parts, pages, strict=True):
         sequence = part.sequence

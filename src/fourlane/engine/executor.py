@@ -6,10 +6,11 @@ model knows of neither.
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from fourlane.engine.exchange.contract import Pending
 
 __all__ = ["run_single_stream"]

@@ -61,7 +61,8 @@ class KvOutbox:
 
         A step run again after a lost peer computes the same KV: layers already queued are skipped.
         """
-        starts, row = [], 0
+        starts: list[int] = []
+        row = 0
         for part in step.parts:
             starts.append(row)
             row += part.tokens

@@ -102,13 +102,13 @@ class KvAddress(msgspec.Struct, frozen=True, kw_only=True):
 # gateway -> rank
 
 
-class Run(_Message):
+class Run(_Message, frozen=True, kw_only=True):
     """To a unified rank: prefill and decode this sequence."""
 
     sequence: SequenceSpec
 
 
-class Reserve(_Message):
+class Reserve(_Message, frozen=True, kw_only=True):
     """To a decode rank: hold pages for this sequence's KV; answer `Reserved` or `Failed`.
 
     Decoding starts when the KV and the first token have come from the prefill rank.
@@ -117,20 +117,20 @@ class Reserve(_Message):
     sequence: SequenceSpec
 
 
-class Prefill(_Message):
+class Prefill(_Message, frozen=True, kw_only=True):
     """To a prefill rank: compute KV, send it layer by layer to `target`, give the first token."""
 
     sequence: SequenceSpec
     target: KvAddress
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True, kw_only=True):
     """Drop a sequence and free its pages; no answer. Unknown ids are ignored."""
 
     sequence_ids: list[int]
 
 
-class Regroup(_Message):
+class Regroup(_Message, frozen=True, kw_only=True):
     """Join the expert-parallel group anew: a member was replaced. Answered by `Regrouped`.
 
     `store` is a path (FileStore) or "host:port" (TCPStore).
@@ -140,11 +140,11 @@ class Regroup(_Message):
     store: str
 
 
-class Drain(_Message):
+class Drain(_Message, frozen=True, kw_only=True):
     """Take no more work; finish what runs."""
 
 
-class Shutdown(_Message):
+class Shutdown(_Message, frozen=True, kw_only=True):
     """Stop now: fail what still runs, free everything, exit 0."""
 
 
@@ -153,7 +153,7 @@ ToRank = Run | Reserve | Prefill | Cancel | Regroup | Drain | Shutdown
 # rank -> gateway
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True):
     """First message of a rank once it can serve. Sent again after a lost connection.
 
     A rank that has loaded but is in no expert-parallel group yet says `generation` -1 and waits
@@ -178,7 +178,7 @@ class Hello(_Message):
     rendezvous: str | None = None
 
 
-class Reserved(_Message):
+class Reserved(_Message, frozen=True, kw_only=True):
     """Pages are held for a sequence."""
 
     sequence_id: int
@@ -200,13 +200,13 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     finish: Literal["stop", "length"] | None = None
 
 
-class Tokens(_Message):
+class Tokens(_Message, frozen=True, kw_only=True):
     """Everything one step produced."""
 
     events: list[TokenEvent]
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True, kw_only=True):
     """A sequence cannot go on. `retryable`: another attempt may succeed (lost KV, evicted...)."""
 
     sequence_id: int
@@ -214,7 +214,7 @@ class Failed(_Message):
     retryable: bool
 
 
-class KvDelivered(_Message):
+class KvDelivered(_Message, frozen=True, kw_only=True):
     """The receiver has acknowledged a sequence's whole KV (sent by the prefill rank).
 
     Units:
@@ -231,7 +231,7 @@ class KvDelivered(_Message):
     target: str
 
 
-class RankStats(_Message):
+class RankStats(_Message, frozen=True, kw_only=True):
     """Gauges and running totals of a rank; sent at most five times a second, at least every two.
 
     Units:
@@ -260,7 +260,7 @@ class RankStats(_Message):
     memory_bytes: int
 
 
-class PeerLostReport(_Message):
+class PeerLostReport(_Message, frozen=True, kw_only=True):
     """An exchange failed in this rank; it keeps its sequences and waits for `Regroup`."""
 
     generation: int
@@ -268,22 +268,13 @@ class PeerLostReport(_Message):
     detail: str
 
 
-class Regrouped(_Message):
+class Regrouped(_Message, frozen=True, kw_only=True):
     """This rank is in the new group and goes on."""
 
     generation: int
 
 
-FromRank = (
-    Hello
-    | Reserved
-    | Tokens
-    | Failed
-    | KvDelivered
-    | RankStats
-    | PeerLostReport
-    | Regrouped
-)
+FromRank = Hello | Reserved | Tokens | Failed | KvDelivered | RankStats | PeerLostReport | Regrouped
 
 _encoder = msgspec.msgpack.Encoder()
 _to_rank = msgspec.msgpack.Decoder(ToRank)

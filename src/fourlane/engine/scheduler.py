@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fourlane.engine.kv_cache import BlockPool, blocks_for
-from fourlane.engine.sequence import Sequence, finish_reason
+from fourlane.engine.sequence import FinishReason, Sequence, finish_reason
 from fourlane.policy.scheduling import plan_step
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Give a sequence's pages back."""
-        blocks, sequence.blocks = sequence.blocks, []
-        self.pool.release(blocks)
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
 
     def left(self, sequence_id: int) -> Sequence | None:
         """Free a leaving sequence's pages: its KV has arrived, or nobody wants it any more."""
@@ -178,7 +178,7 @@ class Scheduler:
         parts = [Scheduled(self.running[share.key], share.tokens) for share in shares]
         return Step(parts, more=len(parts) < len(self.running) or any(self._goes_on(part) for part in parts))
 
-    def commit(self, step: Step, token_ids: Iterable[int]) -> list[tuple[Sequence, int, str | None]]:
+    def commit(self, step: Step, token_ids: Iterable[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
         """Apply a step that has run.
 
         Args:
@@ -190,7 +190,7 @@ class Scheduler:
             pages back, those bound for a decode rank are leaving.
         """
         tokens = iter(token_ids)
-        results = []
+        results: list[tuple[Sequence, int, FinishReason | None]] = []
         for part in step.parts:
             sequence, samples = part.sequence, part.samples
             if part.tokens > 1 or sequence.computed < sequence.prompt_tokens:
@@ -202,9 +202,7 @@ class Scheduler:
             token = next(tokens)
             sequence.token_ids.append(token)
             self.output_tokens += 1
-            reason = finish_reason(
-                sequence, token, eos_ids=self.limits.eos_ids, max_length=self.limits.max_length
-            )
+            reason = finish_reason(sequence, token, eos_ids=self.limits.eos_ids, max_length=self.limits.max_length)
             self._move_on(sequence, finished=reason is not None)
             results.append((sequence, token, reason))
         return results

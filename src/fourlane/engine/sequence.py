@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fourlane.policy.prefix import prefix_hashes
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvStream
     from fourlane.engine.messages import KvAddress, Sampling, SequenceSpec
 
-__all__ = ["Sequence", "finish_reason"]
+__all__ = ["FinishReason", "Sequence", "finish_reason"]
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +60,9 @@ class Sequence:
         return self._names
 
 
-def finish_reason(sequence: Sequence, token_id: int, *, eos_ids: frozenset[int], max_length: int) -> str | None:
+def finish_reason(
+    sequence: Sequence, token_id: int, *, eos_ids: frozenset[int], max_length: int
+) -> FinishReason | None:
     """Return why a sequence ends with this token, already appended: "stop", "length" or None."""
     sampling = sequence.sampling
     ends = token_id in sampling.stop_token_ids or (not sampling.ignore_eos and token_id in eos_ids)

@@ -75,7 +75,7 @@ def run_rank(config: RankConfig) -> int:
         worker = RankWorker(config)
         worker.run()
     except FourlaneError as error:
-        log.error("%s: %s", config.name, error)
+        log.error("%s: %s", config.name, error)  # noqa: TRY400 - the message says it all
         return error.exit_code
     finally:
         if worker is not None:
@@ -111,9 +111,7 @@ class RankWorker:
             kv_memory=config.kv_memory,
             chunk_tokens=config.chunk_tokens,
         )
-        self.geometry = self.model.kv_geometry(
-            blocks=self._page_count(), block_size=config.block_size
-        )
+        self.geometry = self.model.kv_geometry(blocks=self._page_count(), block_size=config.block_size)
         self.max_length = min(
             config.max_length or model_config.max_positions,
             model_config.max_positions,

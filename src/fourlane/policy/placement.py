@@ -69,7 +69,7 @@ class Placement:
         return self.slot_of_LP[layer, first : first + self.slots_per_rank]
 
     @cached_property
-    def first_slot_of_LE(self) -> np.ndarray:
+    def first_slot_of_LE(self) -> np.ndarray:  # noqa: N802 - a shape suffix
         """Return each expert's lowest slot, [layers, experts] int64."""
         table = np.empty((self.layers, self.experts), dtype=np.int64)
         for layer, row in enumerate(self.slot_of_LP):

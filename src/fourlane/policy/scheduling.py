@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Share", "plan_step"]
 
@@ -32,7 +35,7 @@ def plan_step(pending: Sequence[int], *, chunk_tokens: int, max_sequences: int) 
         Shares in ascending order of key; every share has at least one token.
     """
     decoding = [key for key, tokens in enumerate(pending) if tokens == 1][:max_sequences]
-    shares = {key: 1 for key in decoding}
+    shares = dict.fromkeys(decoding, 1)
     budget = chunk_tokens - len(decoding)
     for key, tokens in enumerate(pending):
         if tokens <= 1:

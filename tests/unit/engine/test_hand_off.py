@@ -55,6 +55,7 @@ class FakeSender:
         on_delivered: Callable[[Delivery], None],
         on_failed: Callable[[str], None],
     ) -> FakeStream:
+        assert (sequence_id, target) == (9, TARGET)
         self.delivered, self.failed = on_delivered, on_failed
         return self.stream
 
@@ -80,6 +81,7 @@ class FakeReceiver:
         on_complete: Callable[[int], None],
         on_failed: Callable[[str], None],
     ) -> None:
+        assert (sequence_id, len(blocks), tokens) == (9, 2, 6)
         self.complete, self.failed = on_complete, on_failed
 
     def forget(self, sequence_id: int, on_released: Callable[[], None]) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourlane.lanes.marking import mark_socket
-from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from fourlane.lanes.marking import Mark
+    from fourlane.spec.traffic import TrafficClass
 
 __all__ = ["mark_new_sockets", "open_sockets"]
 

@@ -85,5 +85,6 @@ class SlotTables:
         """Return rows that go to each rank, [..., ranks], for counts a logical expert [..., experts]."""
         rank_E = self._placement.first_slot_of_LE[layer] // self._placement.slots_per_rank
         totals = np.zeros((*count_E.shape[:-1], self._placement.ranks), dtype=np.int64)
-        np.add.at(totals, (..., rank_E), count_E)
+        for rank in range(self._placement.ranks):
+            totals[..., rank] = count_E[..., rank_E == rank].sum(axis=-1)
         return totals

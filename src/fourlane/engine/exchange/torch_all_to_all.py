@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,18 @@ class GroupAddress:
     join_s: float
     step_s: float
     backend: str = "gloo"
+
+
+class Backend(Protocol):
+    """What is used of `ProcessGroupGloo` and `ProcessGroupNCCL`; torch's type stubs leave it out."""
+
+    def allgather(self, output: list[list[Tensor]], tensors: list[Tensor]) -> dist.Work:
+        """Gather one tensor of every rank."""
+        ...
+
+    def alltoall_base(self, output: Tensor, tensor: Tensor, output_rows: list[int], input_rows: list[int]) -> dist.Work:
+        """Exchange rows, as many with each rank as the splits say."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,7 @@ class TorchAllToAll:
         self._device = device
         self._wire = device if address.backend == "nccl" else torch.device("cpu")
         before = open_sockets()
-        self._group = _join(address)
+        self._group: Backend | None = _join(address)
         self.marks = mark_new_sockets(before, TrafficClass.EXPERT)
         self._announced = (0, 0)
         self._agreement: Agreement | None = None
@@ -133,11 +145,10 @@ class TorchAllToAll:
         encoded = text.encode()
         mine[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         mine = mine.to(self._wire)
-        gathered = torch.empty(self.ranks * _TEXT_BYTES, dtype=torch.uint8, device=self._wire)
-        work = self._start("telling endpoints", lambda group: group._allgather_base(gathered, mine))
+        gathered = [torch.empty_like(mine) for _ in range(self.ranks)]
+        work = self._start("telling endpoints", lambda group: group.allgather([gathered], [mine]))
         self._wait(work, "telling endpoints")
-        rows = gathered.view(self.ranks, _TEXT_BYTES).cpu().numpy()
-        return [row.tobytes().rstrip(b"\0").decode() for row in rows]
+        return [row.cpu().numpy().tobytes().rstrip(b"\0").decode() for row in gathered]
 
     def close(self) -> None:
         """Leave the group; collectives under way on other ranks fail there."""
@@ -152,13 +163,14 @@ class TorchAllToAll:
         count_row = torch.zeros(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
         count_row[:-_EXTRA] = torch.bincount(topk_TK.reshape(-1), minlength=placement.experts)
         count_row[-2], count_row[-1] = self._announced
-        gathered = torch.empty(self.ranks * count_row.numel(), dtype=torch.int64, device=self._wire)
+        gathered = torch.empty((self.ranks, count_row.numel()), dtype=torch.int64, device=self._wire)
+        rows = list(gathered.unbind(0))
         where = f"{self._place}, layer {layer}"
-        counts = self._start(f"{where}, counts", lambda group: group._allgather_base(gathered, count_row))
+        counts = self._start(f"{where}, counts", lambda group: group.allgather([rows], [count_row]))
 
         def finish() -> Received:
             self._wait(counts, f"{where}, counts")
-            table = gathered.view(self.ranks, -1).cpu().numpy()
+            table = gathered.cpu().numpy()
             self._agree(table[:, -2], table[:, -1])
             count_GE = table[:, :-_EXTRA]
             return self._receive(x_TD.index_select(0, rows_R), order_R, weights_TK, count_GE, tables, layer)
@@ -223,7 +235,7 @@ class TorchAllToAll:
             raise PeerLost(f"{self._place}: ranks of the group are in different steps: {step_G.tolist()}")
         self._agreement = Agreement(step=int(step_G[self.rank]), more=bool(more_G.any()))
 
-    def _start(self, where: str, call: Callable[[dist.ProcessGroup], dist.Work]) -> dist.Work:
+    def _start(self, where: str, call: Callable[[Backend], dist.Work]) -> dist.Work:
         if self._group is None:
             raise PeerLost(f"{where}: rank {self.rank} has left the group")
         try:
@@ -248,17 +260,21 @@ class TorchAllToAll:
         )
 
 
-def _join(address: GroupAddress) -> dist.ProcessGroup:
+def _join(address: GroupAddress) -> Backend:
+    # The options' names begin with an underscore for want of others, and the stubs lack them.
+    gloo: Any = dist.ProcessGroupGloo
+    step_timeout = timedelta(seconds=address.step_s)
     try:
         store = _open_store(address)
         if address.backend == "nccl":
-            nccl = dist.ProcessGroupNCCL.Options()
-            nccl._timeout = timedelta(seconds=address.step_s)
-            return dist.ProcessGroupNCCL(store, address.rank, address.ranks, nccl)
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=address.address)]
-        options._timeout = timedelta(seconds=address.step_s)
-        return dist.ProcessGroupGloo(store, address.rank, address.ranks, options)
+            nccl: Any = dist.ProcessGroupNCCL
+            options = nccl.Options()
+            options._timeout = step_timeout  # noqa: SLF001
+            return nccl(store, address.rank, address.ranks, options)
+        options = gloo._Options()  # noqa: SLF001
+        options._devices = [gloo.create_device(hostname=address.address)]  # noqa: SLF001
+        options._timeout = step_timeout  # noqa: SLF001
+        return gloo(store, address.rank, address.ranks, options)
     except (RuntimeError, dist.DistStoreError) as error:
         raise PeerLost(
             f"rank {address.rank}: the {address.ranks} ranks of the group did not all meet at "
