@@ -25,9 +25,7 @@ def fake_url() -> Iterator[Callable[..., str]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(answer: str = "plain", token_s: float = 0.001) -> str:
-        process = subprocess.Popen(
-            [sys.executable, str(FAKE), answer, str(token_s)], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, str(FAKE), answer, str(token_s)], stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
         return process.stdout.readline().strip()
@@ -39,9 +37,7 @@ def fake_url() -> Iterator[Callable[..., str]]:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_it_prints_tables_and_writes_json_and_a_plot(fake_url: Callable[..., str], tmp_path: Path) -> None:

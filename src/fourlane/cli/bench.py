@@ -56,14 +56,14 @@ def bench() -> None:
 @click.option("--slo-tpot", help="Objective for the time per output token, such as 50ms.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every figure and request here.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw distributions and a timeline here.")
-def serve(**options: Any) -> None:  # noqa: ANN401 - click's options, checked by LoadSettings.read
+def serve(**options: Any) -> None:
     """Send a load to a service and print latencies and throughput.
 
     Measures the service at --url, or brings up DEPLOYMENT for the time of the measurement (without
     either: the default deployment). Exit codes: 0 every request was answered, 1 some were not,
     2 an option or file is wrong, 3 no service there, 130 interrupted; what was measured is printed.
     """
-    from fourlane.gateway.load import LoadSettings  # noqa: PLC0415 - keeps `fourlane --help` fast
+    from fourlane.gateway.load import LoadSettings
 
     api_key = options.pop("api_key")
     run = _Run(LoadSettings.read(options))
@@ -81,7 +81,7 @@ class _Run:
     summary: Summary
 
     def __init__(self, settings: LoadSettings) -> None:
-        from fourlane.report.tables import console  # noqa: PLC0415
+        from fourlane.report.tables import console
 
         self.interrupted = False
         self._settings = settings
@@ -96,14 +96,14 @@ class _Run:
         if self._settings.url is not None:
             await self._measure(self._settings.url, api_key)
             return
-        from fourlane.cli.demo import service_for  # noqa: PLC0415
+        from fourlane.cli.demo import service_for
 
         path = Path(self._settings.deployment) if self._settings.deployment else None
         async with service_for(path, self._settings.overrides) as service:
             await self._measure(service.base_url, service.api_key)
 
     async def _measure(self, base_url: str, api_key: str | None) -> None:
-        from fourlane.gateway.load import Client, run_load, summarize  # noqa: PLC0415
+        from fourlane.gateway.load import Client, run_load, summarize
 
         client = Client(base_url, api_key=api_key)
         try:
@@ -112,7 +112,9 @@ class _Run:
             if self._settings.warmup:
                 warm = self._settings.warmup_plan()
                 await run_load(client, self._settings.warmup_load(self._model), warm.requests)
-            self._out.print(f"{self._plan.description} to {base_url}, model {self._model}", markup=False, soft_wrap=True)
+            self._out.print(
+                f"{self._plan.description} to {base_url}, model {self._model}", markup=False, soft_wrap=True
+            )
             cpu_s = time.process_time()
             self._records, self.interrupted = await send_with_progress(client, load, self._plan)
             cpu_s = time.process_time() - cpu_s
@@ -123,7 +125,7 @@ class _Run:
 
     def report(self) -> None:
         """Print the tables and write the files asked for."""
-        from fourlane.report.tables import print_table, write_json  # noqa: PLC0415
+        from fourlane.report.tables import print_table, write_json
 
         for table in summary_tables(self.summary):
             self._out.print()
@@ -163,6 +165,6 @@ async def stats_of(client: Client) -> dict[str, Any] | None:
     """Return what the service says of itself; None for a service that is not fourlane's."""
     try:
         response = await client.get("/stats")
-        return msgspec.json.decode(bytes(response.body)) if response.status == 200 else None  # noqa: PLR2004
+        return msgspec.json.decode(bytes(response.body)) if response.status == 200 else None
     except (ConnectionError, TimeoutError, msgspec.DecodeError):
         return None

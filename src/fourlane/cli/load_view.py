@@ -29,8 +29,8 @@ async def send_with_progress(
     Returns:
         The records, and whether the load was interrupted.
     """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
@@ -38,7 +38,7 @@ async def send_with_progress(
         TimeRemainingColumn,
     )
 
-    from fourlane.gateway.load import run_load  # noqa: PLC0415
+    from fourlane.gateway.load import run_load
 
     errors = Console(stderr=True)
     columns = (
@@ -82,7 +82,7 @@ async def _until_interrupted(work: Callable[[], Awaitable[list[Record]]], stop: 
 
 def summary_tables(summary: Summary) -> list[Table]:
     """Return the tables of a load run: latencies, then throughput, then errors if there were any."""
-    from fourlane.report.tables import Table, milliseconds, number, percent  # noqa: PLC0415
+    from fourlane.report.tables import Table, milliseconds, number, percent
 
     latencies = (
         ("time to first token (TTFT)", summary.ttft_s),
@@ -114,7 +114,7 @@ def summary_tables(summary: Summary) -> list[Table]:
         ]
         good = f"{number(summary.goodput_per_s)} a second, {percent(summary.goodput_share)} of requests"
         figures.append((f"goodput ({', '.join(wanted)})", good))
-    if summary.lateness_s.p99 > 0.01:  # noqa: PLR2004 - later than that, the generator shapes the result
+    if summary.lateness_s.p99 > 0.01:
         figures.append(("sent later than planned, p99", milliseconds(summary.lateness_s.p99)))
     figures.append(("CPU of the sending process", f"{number(summary.client_cpu_s)} s"))
     tables.append(Table(title="Throughput", columns=("", "value"), rows=tuple(figures)))
@@ -126,7 +126,7 @@ def summary_tables(summary: Summary) -> list[Table]:
 
 def plot_records(path: Path, records: list[Record], title: str) -> None:
     """Draw the records of a load run."""
-    from fourlane.report.plots import RequestTimes, plot_load  # noqa: PLC0415
+    from fourlane.report.plots import RequestTimes, plot_load
 
     times = []
     for record in records:

@@ -81,9 +81,9 @@ def plot_load(path: Path, requests: Sequence[RequestTimes], *, title: str) -> No
 @contextmanager
 def _figure(title: str) -> Iterator[Figure]:
     """Make a figure in the project's style, without a display or pyplot's global state."""
-    import matplotlib as mpl  # noqa: PLC0415 - 0.3 s, paid only by who plots
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.0, 6.6), layout="constrained")
@@ -94,7 +94,7 @@ def _figure(title: str) -> Iterator[Figure]:
 
 def _draw_distribution(axes: Axes, values_ms: list[float], name: str) -> None:
     """Draw the share of requests at or below each value, with p50 and p99 marked."""
-    import numpy as np  # noqa: PLC0415 - matplotlib has imported it already
+    import numpy as np
 
     axes.set_title(name)
     axes.set_xlabel("ms")
@@ -139,7 +139,7 @@ def _bin_width(span_s: float) -> float:
     """Return a round bin width in seconds that cuts the span into 30 to 90 bins."""
     width = 0.01
     for factor in (2, 2.5, 2) * 6:
-        if span_s / width <= 90:  # noqa: PLR2004
+        if span_s / width <= 90:
             break
         width *= factor
     return width

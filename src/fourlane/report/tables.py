@@ -38,7 +38,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 def console(file: IO[str] | None = None, *, width: int | None = None) -> Console:
     """Make a console that writes to `file` (standard output); plain and without wrapping where it is no terminal."""
-    from rich.console import Console  # noqa: PLC0415 - rich costs 40 ms; only commands that print pay
+    from rich.console import Console
 
     made = Console(file=file, width=width, highlight=False, soft_wrap=False)
     return made if made.is_terminal else Console(file=file, width=width or 120, highlight=False, color_system=None)
@@ -69,9 +69,9 @@ def plain_lines(table: Table) -> list[str]:
 
 
 def _print_rich(out: Console, table: Table) -> None:
-    from rich import box  # noqa: PLC0415
-    from rich.table import Table as RichTable  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
     rich = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(table.columns):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,7 +61,7 @@ def test_impossible_arrivals_are_refused(given_arrivals: dict[str, float]) -> No
 @pytest.mark.parametrize("burstiness", [0.0, 1.0, 3.0])
 def test_gaps_have_the_mean_and_variation_asked_for(burstiness: float) -> None:
     times = list(islice(Arrivals(rate=50.0, burstiness=burstiness).times(random.Random(1)), 20001))
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False) if before is not None]
+    gaps = [after - before for before, after in pairwise(times) if before is not None]
     mean = sum(gaps) / len(gaps)
     deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
     assert mean == pytest.approx(1 / 50, rel=0.05)

@@ -12,7 +12,10 @@ from fourlane.report.plots import RequestTimes, plot_load
 if TYPE_CHECKING:
     from pathlib import Path
 
-RUN = [RequestTimes(due_s=i * 0.1, token_s=[i * 0.1 + 0.05 * j for j in range(1, 9)], end_s=i * 0.1 + 0.4) for i in range(9)]
+RUN = [
+    RequestTimes(due_s=i * 0.1, token_s=[i * 0.1 + 0.05 * j for j in range(1, 9)], end_s=i * 0.1 + 0.4)
+    for i in range(9)
+]
 
 
 def test_a_run_is_drawn_with_its_percentiles(tmp_path: Path) -> None:

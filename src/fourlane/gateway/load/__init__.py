@@ -1,7 +1,8 @@
 """A load generator for OpenAI-compatible services: what is sent, when, and what was measured.
 
-`workload` and `traces` say what is sent and when, `client` is a light HTTP/1.1 client, `generator` sends and
-`results` sums up; `settings` is all of it as asked for on a command line. It knows nothing of fourlane's engine: any service with `/v1/completions` can be measured.
+`workload` and `traces` say what is sent and when, `settings` is all of it as asked for on a command line, `client` is a
+light HTTP/1.1 client, `generator` sends and `results` sums up. It knows nothing of fourlane's engine: any service with
+`/v1/completions` can be measured.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ class _Connection(asyncio.Protocol):
 
     def send(self, data: bytes, response: Response) -> asyncio.Future[None]:
         """Send a request; the future ends when the answer has, or fails with ConnectionError."""
-        assert self.transport is not None and self._response is None
+        assert self.transport is not None
+        assert self._response is None
         self._reset()
         self._response = response
         self._finished = asyncio.get_running_loop().create_future()
@@ -292,13 +293,13 @@ class Client:
         Raises:
             EnvironmentMissing: nothing answers there, or not as an OpenAI service does.
         """
-        import msgspec  # noqa: PLC0415 - only needed once a load starts
+        import msgspec
 
         try:
             response = await self.get("/v1/models")
         except (ConnectionError, TimeoutError) as error:
             raise EnvironmentMissing(f"{error}; start one with `fourlane serve`, or check --url") from error
-        if response.status != 200:  # noqa: PLR2004
+        if response.status != 200:
             text = bytes(response.body[:200]).decode(errors="replace")
             raise EnvironmentMissing(f"{self.base_url}/v1/models: expected status 200, got {response.status}: {text}")
         try:

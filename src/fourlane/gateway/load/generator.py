@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -202,7 +203,7 @@ class _Run:
         stamps = watch.stamps
         if stamps:
             record.ttft_s = stamps[0] - self._start - record.due_s
-            record.gaps_s = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+            record.gaps_s = [after - before for before, after in pairwise(stamps)]
         end = stamps[-1] - self._start if stamps else self._elapsed()
         record.e2e_s = end - record.due_s
         record.finish_reason = watch.finish_reason
@@ -217,7 +218,7 @@ class _Run:
 
 def _why_failed(response: Response, watch: _Watch) -> str | None:
     """Return why an answer does not count, or None."""
-    if response.status != 200:  # noqa: PLR2004
+    if response.status != 200:
         try:
             body = msgspec.json.decode(bytes(response.body), type=_Event)
             text = body.error.message if body.error else ""

@@ -41,7 +41,7 @@ class Record(msgspec.Struct, kw_only=True):
     @property
     def tpot_s(self) -> float | None:
         """Seconds per output token after the first; None for fewer than two tokens."""
-        if self.ttft_s is None or self.e2e_s is None or self.output_tokens < 2:  # noqa: PLR2004
+        if self.ttft_s is None or self.e2e_s is None or self.output_tokens < 2:
             return None
         return (self.e2e_s - self.ttft_s) / (self.output_tokens - 1)
 

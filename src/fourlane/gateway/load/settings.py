@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ _WARMUP_CONCURRENCY = 4
 _WARMUP_SEED = 1_000_003
 
 
-class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class LoadPlan:
     """The requests to send (to be iterated once), how many they are, and a line that says what they are."""
 
     requests: Iterable[PlannedRequest]
@@ -86,11 +88,11 @@ class LoadSettings(msgspec.Struct, frozen=True, kw_only=True):
                 values["concurrency"] = _CONCURRENCY
         elif any(values[name] is not None for name in ("rate", "concurrency", "prompts")):
             faults.append(
-                "bench serve: --trace brings times and prompts of its own; leave out --rate, --concurrency and --prompts"
+                "bench serve: --trace has its own times and prompts; leave out --rate, --concurrency and --prompts"
             )
         if faults:
             raise SpecError(*faults)
-        return cls(**values)
+        return msgspec.convert(values, cls)
 
     @property
     def objectives(self) -> Objectives:

@@ -1,0 +1,207 @@
+"""`fourlane demo`: bring the service up, let it answer, put it under load and show what was measured."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from fourlane.errors import CheckFailed, EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from rich.console import Console
+
+    from fourlane.gateway.load import Client, LoadPlan, PlannedRequest
+    from fourlane.gateway.service import Service
+
+__all__ = ["demo", "service_for"]
+
+_ANSWER_TIMEOUT_S = 120.0
+_VERSES_A_PROMPT = 6
+_OUTPUT_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One built-in prompt. `chat`: a question; else the beginning of a text to be continued."""
+
+    text: str
+    chat: bool
+    max_tokens: int
+    seed: int
+
+
+PROMPTS = (
+    Prompt("What is a river?", chat=True, max_tokens=40, seed=1),
+    Prompt("What is the opposite of dark?", chat=True, max_tokens=40, seed=1),
+    Prompt("lantern, noun:", chat=False, max_tokens=32, seed=1),
+    Prompt("And it came to pass in those days, that", chat=False, max_tokens=48, seed=1),
+)
+
+
+@click.command()
+@click.option("--prefill", type=click.IntRange(1), default=2, show_default=True, help="Prefill ranks.")
+@click.option("--decode", type=click.IntRange(1), default=2, show_default=True, help="Decode ranks.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field of the deployment.")
+@click.option("--requests", type=click.IntRange(1), default=32, show_default=True, help="Requests of the load.")
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests under way.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every figure here.")
+def demo(*, prefill: int, decode: int, overrides: tuple[str, ...], **options: Any) -> None:
+    """Serve the bundled model on this machine, stream a few answers and measure a short load.
+
+    Prefill and decode run in pools of their own; KV goes from one to the other layer by layer.
+    Answers to the built-in prompts are drawn with a fixed seed: every run prints the same text.
+    """
+    pools = (f"prefill.ranks={prefill}", f"decode.ranks={decode}", *overrides)
+    try:
+        asyncio.run(_demo(pools, **options))
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(128 + signal.SIGINT)
+
+
+@asynccontextmanager
+async def service_for(
+    path: Path | None, overrides: Sequence[str], *, out: Console | None = None
+) -> AsyncIterator[Service]:
+    """Bring up a deployment for the time of the block, on a free port unless it names one.
+
+    Args:
+        path: the deployment's file; None: one prefill and one decode rank of the bundled model.
+        overrides: "path=value" texts.
+        out: where each rank's progress goes; None: nowhere.
+    """
+    from fourlane.gateway.service import running_service
+    from fourlane.spec.load import load_deployment
+
+    free_port = () if path is not None else ("gateway.port=0",)
+    deployment = load_deployment(path, overrides=[*free_port, *overrides])
+    began = time.perf_counter()
+
+    def show(name: str, state: str) -> None:
+        if out is not None:
+            out.print(f"  {time.perf_counter() - began:4.1f} s  {name}: {state}", markup=False, soft_wrap=True)
+
+    async with running_service(deployment, progress=show) as service:
+        yield service
+
+
+async def _demo(overrides: Sequence[str], *, requests: int, concurrency: int, json_path: Path | None) -> None:
+    from fourlane.cli.demo_figures import figures_table, measure
+    from fourlane.gateway.load import Client
+    from fourlane.report.tables import console, print_table, write_json
+
+    out = console()
+    out.print("Starting the service")
+    async with service_for(None, overrides, out=out) as service:
+        client = Client(service.base_url, api_key=service.api_key)
+        try:
+            first_token_s = await _answer_prompts(client, out)
+            out.print(f"\nLoad: {requests} requests, {concurrency} at a time")
+            result = await measure(client, _plan(requests), concurrency=concurrency, first_token_s=first_token_s)
+        finally:
+            client.close()
+    out.print()
+    print_table(out, figures_table(result))
+    if json_path is not None:
+        write_json(json_path, result)
+    if result.load.failed:
+        raise CheckFailed(f"{result.load.failed} of {result.load.requests} requests failed")
+
+
+async def _answer_prompts(client: Client, out: Console) -> float:
+    """Stream the answers to the built-in prompts; return the process's age in seconds at the first token."""
+    first: list[float] = []
+    for prompt in PROMPTS:
+        out.print(f"\n{'chat' if prompt.chat else 'text'} | {prompt.text}", markup=False, soft_wrap=True)
+        await _stream(client, prompt, first)
+    return first[0]
+
+
+async def _stream(client: Client, prompt: Prompt, first: list[float]) -> None:
+    """Write an answer to standard output as it comes."""
+    path, body = _request(prompt)
+    faults: list[str] = []
+
+    def show(_now: float, payload: bytes) -> None:
+        event = msgspec.json.decode(payload, type=_Event)
+        if event.error is not None:
+            faults.append(event.error.message)
+        for choice in event.choices:
+            text = choice.delta.content or "" if choice.delta is not None else choice.text
+            if text and not first:
+                first.append(process_age_s())
+            sys.stdout.write(text)
+        sys.stdout.flush()
+
+    response = await client.post(path, body, timeout=_ANSWER_TIMEOUT_S, on_event=show)
+    sys.stdout.write("\n")
+    if response.status != 200:
+        faults.append(bytes(response.body[:300]).decode(errors="replace"))
+    if faults or not first:
+        raise EngineError(f"{path}: no whole answer to {prompt.text!r}: {'; '.join(faults) or 'no text came'}")
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+    delta: _Delta | None = None
+
+
+class _Fault(msgspec.Struct):
+    message: str = ""
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    error: _Fault | None = None
+
+
+def _request(prompt: Prompt) -> tuple[str, bytes]:
+    asked: dict[str, object] = {"messages": [{"role": "user", "content": prompt.text}]}
+    body = {
+        **(asked if prompt.chat else {"prompt": prompt.text}),
+        "max_tokens": prompt.max_tokens,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "seed": prompt.seed,
+        "stream": True,
+    }
+    return f"/v1/{'chat/' if prompt.chat else ''}completions", msgspec.json.encode(body)
+
+
+def _plan(count: int) -> LoadPlan:
+    """Return a load of verses to be continued: text the model knows, so that its experts are used as learnt."""
+    from fourlane.gateway.load import LoadPlan, PlannedRequest
+
+    verses = resources.files("fourlane.cli").joinpath("demo_text.txt").read_text(encoding="utf-8").splitlines()
+
+    def planned() -> Iterator[PlannedRequest]:
+        for index in range(count):
+            start = index * _VERSES_A_PROMPT % len(verses)
+            chosen = (verses + verses)[start : start + _VERSES_A_PROMPT]
+            yield PlannedRequest(prompt="\n".join(chosen), max_tokens=_OUTPUT_TOKENS)
+
+    return LoadPlan(requests=planned(), total=count, description=f"{count} requests")
+
+
+def process_age_s() -> float:
+    """Return the seconds since this process began, by the kernel's account."""
+    fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22, counted from 1, of proc_pid_stat(5)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
