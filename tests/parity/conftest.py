@@ -92,6 +92,11 @@ class OneProcess:
         self.kv_LQBShd[:, :, blocks] = 1e4  # what is left over in a page must not be seen
         return Text(list(token_ids), blocks)
 
+    def drop(self, texts: Sequence[Text]) -> None:
+        """Give the pages of texts back."""
+        for text in texts:
+            self._free += text.blocks
+
     def step(
         self,
         parts: Sequence[tuple[Text, int]],
@@ -133,5 +138,5 @@ class OneProcess:
         while text.computed < len(token_ids):
             size = chunks[len(outputs) % len(chunks)]
             outputs.append(self.step([(text, min(size, len(token_ids) - text.computed))]))
-        self._free += text.blocks
+        self.drop([text])
         return torch.cat(outputs)

@@ -185,14 +185,18 @@ def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path, one_proces
     torch.testing.assert_close(logits, reference, atol=TOLERANCE, rtol=0)
 
 
-def test_native_kernels_give_a_row_the_same_bits_in_any_batch(pair: Pair) -> None:
+def test_a_row_has_the_same_bits_alone_in_any_batch_and_in_any_chunking(pair: Pair) -> None:
     ours = pair.ours["native"]
-    tokens = [pair.tokens(6, seed=20 + n) for n in range(5)]
-    batched = [ours.text(token_ids) for token_ids in tokens]
-    ours.step([(text, 5) for text in batched])
-    alone = [ours.text(token_ids) for token_ids in tokens]
-    for text in alone:
-        ours.step([(text, 5)])
-    together = ours.step([(text, 1) for text in batched])
-    one_by_one = torch.cat([ours.step([(text, 1)]) for text in alone])
-    torch.testing.assert_close(together, one_by_one, atol=2e-5, rtol=0)
+    tokens = [pair.tokens(length, seed=20 + n) for n, length in enumerate((6, 19, 33, 7, 12))]
+    alone = [ours.logits(token_ids, chunks=[len(token_ids)]) for token_ids in tokens]
+    for chunk in (1, 3, 5):
+        texts = [ours.text(token_ids) for token_ids in tokens]
+        parts: list[list[Tensor]] = [[] for _ in texts]
+        while going := [text for text in texts if text.computed < len(text.token_ids)]:
+            counts = [min(chunk, len(text.token_ids) - text.computed) for text in going]
+            rows = ours.step(list(zip(going, counts, strict=True))).split(counts)
+            for text, row in zip(going, rows, strict=True):
+                parts[texts.index(text)].append(row)
+        for expected, found in zip(alone, parts, strict=True):
+            assert torch.equal(torch.cat(found), expected)
+        ours.drop(texts)

@@ -121,6 +121,17 @@ class NativeAttention:
         return PagedAttention(batch.block_table_SB, batch.query_start_S1, batch.context_S)
 
 
+class NativeAttention:
+    """Paged attention on CPU in one native call a layer (`cpu_kernels.PagedAttention`)."""
+
+    def prepare(self, batch: StepBatch, block_size: int) -> Attend:
+        """Hand the step's layout over as it is."""
+        del block_size  # the kernel reads it from the cache's shape
+        from fourlane.engine.model.cpu_kernels import PagedAttention  # noqa: PLC0415 - only CPU ranks have it
+
+        return PagedAttention(batch.block_table_SB, batch.query_start_S1, batch.context_S)
+
+
 class TorchAttention:
     """Paged attention by gathering pages and `scaled_dot_product_attention`."""
 
