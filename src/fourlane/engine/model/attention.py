@@ -111,17 +111,6 @@ class Attention:
 
 
 class NativeAttention:
-    """Paged attention on CPU in float32: a token's result does not depend on batch or chunks."""
-
-    def prepare(self, batch: StepBatch, block_size: int) -> Attend:
-        """Look the step's sequences up once; the pages say how large a block is."""
-        from fourlane.engine.model.cpu_kernels import PagedAttention  # noqa: PLC0415 - only CPU ranks have it
-
-        del block_size
-        return PagedAttention(batch.block_table_SB, batch.query_start_S1, batch.context_S)
-
-
-class NativeAttention:
     """Paged attention on CPU in one native call a layer (`cpu_kernels.PagedAttention`)."""
 
     def prepare(self, batch: StepBatch, block_size: int) -> Attend:

@@ -163,14 +163,13 @@ def load_model(
     for line in budget.lines():
         _log.info("memory: %s", line)
     budget.check(f"{folder} on {device}")
-    native = kernels == "native" if kernels else device.type == "cpu"
     reader = WeightReader(
         checkpoint=checkpoint,
         config=config,
         device=device,
         weights=held,
         activations=torch.float32 if device.type == "cpu" else held,
-        kernels="native" if native else "torch",
+        kernels=kernels or ("native" if device.type == "cpu" else "torch"),
     )
     with torch.no_grad():
         attention = NativeAttention() if reader.kernels == "native" else TorchAttention()
