@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fourlane.gateway.generation import ChoiceSpec, GenerationRequest
 from fourlane.gateway.service import running_service
@@ -29,7 +29,7 @@ def deployment(
     unified: int = 0,
     chunk_tokens: int = 512,
     expert_parallel: int | None = None,
-    transport: str = "auto",
+    transport: Literal["auto", "tcp", "shared_memory"] = "auto",
 ) -> Deployment:
     """Return a deployment of so many ranks a pool, weights float32, any free port."""
 
@@ -50,8 +50,8 @@ async def generate(router: Router, prompt: list[int], sampling: Sampling, *, nam
     """Return the tokens of one completion."""
     request = GenerationRequest(request_id=name, choices=[ChoiceSpec(prompt, sampling)])
     tokens: list[int] = []
-    async for delta in router.submit(request):
-        tokens += [event.token_id for event in delta.events]
+    async for deltas in router.submit(request):
+        tokens += [event.token_id for delta in deltas for event in delta.events]
     return tokens
 
 

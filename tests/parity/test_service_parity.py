@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving import deployment, generate_all, serve_and_generate
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from fourlane.engine.messages import Sampling
 from fourlane.engine.rank_config import model_folder
 from fourlane.gateway.service import running_service
-from fourlane.gateway.tokenizer import load_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tools")]
 from make_random_checkpoint import Shape, write_checkpoint
+from serving import deployment, generate_all, serve_and_generate
 
 pytestmark = pytest.mark.distributed
 
@@ -71,8 +71,8 @@ def random_prompts(count: int, *, vocab: int, longest: int, seed: int) -> list[l
 
 def test_two_prefill_and_two_decode_ranks_give_the_tokens_of_hugging_face_on_the_bundled_model() -> None:
     folder = model_folder("bundled")
-    tokenizer = load_tokenizer(folder)
-    written = [tokenizer.encode(text) for text in TEXTS]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    written = [tokenizer.encode(text).ids for text in TEXTS]
     joined = [[*a, *b] for a in written for b in written][:20]
     prompts = written + joined + random_prompts(20, vocab=4096, longest=90, seed=1)
     assert len(prompts) == 50
