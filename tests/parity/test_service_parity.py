@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from make_random_checkpoint import Shape, write_checkpoint
+from serving import deployment, generate_all, serve_and_generate
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -16,9 +17,8 @@ from fourlane.engine.messages import Sampling
 from fourlane.engine.rank_config import model_folder
 from fourlane.gateway.service import running_service
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tools")]
-from make_random_checkpoint import Shape, write_checkpoint
-from serving import deployment, generate_all, serve_and_generate
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.distributed
 
