@@ -15,7 +15,7 @@ import math
 import string
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
@@ -244,9 +244,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    options = vars(_parser().parse_args(arguments))
-    folder = options.pop("folder")
-    shape = Shape(**{**options, "mlp_only_layers": tuple(options["mlp_only_layers"])})
+    options: dict[str, Any] = vars(_parser().parse_args(arguments))
+    folder: Path = options.pop("folder")
+    options["mlp_only_layers"] = tuple(options["mlp_only_layers"])
+    shape = Shape(**options)
     write_checkpoint(folder, shape)
     print(f"{folder}: {sum(math.prod(dims) for _, dims, _ in _tensors(shape)) / 1e6:.1f} M parameters, {shape.dtype}")
 

@@ -105,7 +105,11 @@ class OneProcess:
         on_kv: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Compute the next n tokens of each text together; return logits of every row, or of last rows."""
-        tokens, positions, slots, starts, tables = [], [], [], [0], []
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts = [0]
+        tables: list[Tensor] = []
         for text, count in parts:
             span = range(text.computed, text.computed + count)
             tokens += text.token_ids[span.start : span.stop]
@@ -114,7 +118,11 @@ class OneProcess:
             starts.append(starts[-1] + count)
             text.computed += count
             tables.append(torch.tensor(text.blocks, dtype=torch.int32))
-        table_SB = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True) if tables else torch.zeros(0, 0, dtype=torch.int32)
+        table_SB = (
+            torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
+            if tables
+            else torch.zeros(0, 0, dtype=torch.int32)
+        )
         rows = range(starts[-1]) if every_row else [end - 1 for end in starts[1:]]
         batch = StepBatch(
             token_ids_T=torch.tensor(tokens, dtype=torch.int64),
@@ -134,7 +142,7 @@ class OneProcess:
     def logits(self, token_ids: Sequence[int], *, chunks: Sequence[int]) -> Tensor:
         """Return the logits of every token of one text, computed in chunks of these sizes, over and over."""
         text = self.text(token_ids)
-        outputs = []
+        outputs: list[Tensor] = []
         while text.computed < len(token_ids):
             size = chunks[len(outputs) % len(chunks)]
             outputs.append(self.step([(text, min(size, len(token_ids) - text.computed))]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +13,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from fourlane.engine.model.config import resolve_model_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
     from torch import Tensor
@@ -160,13 +160,13 @@ def test_each_layers_keys_and_values_are_announced_when_they_are_in_their_pages(
 
 def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path, one_process: type[OneProcess]) -> None:
     torch.manual_seed(0)
+    options: dict[str, Any] = {"head_dim": 8}  # an option that its signature does not name
     config = Qwen3MoeConfig(
         vocab_size=97,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
         num_experts=6,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
@@ -175,6 +175,7 @@ def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path, one_proces
         initializer_range=0.3,
         rope_parameters={"rope_type": "default", "rope_theta": 7777.0},
         sliding_window=None,
+        **options,
     )
     theirs = Qwen3MoeForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)

@@ -247,8 +247,10 @@ def _log_probabilities(
     chosen_J = logp_JV[range(len(reported)), [tokens[n] for n in reported]].tolist()
     most = max(rows[n].sampling.logprobs or 0 for n in reported)
     top = logp_JV.topk(min(most, logp_JV.shape[1]), dim=-1)
-    tops = [list(zip(ids, values, strict=True)) for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    tops = [
+        list(zip(ids, values, strict=True))
+        for ids, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
     return {
-        n: (logp, pairs[: rows[n].sampling.logprobs])
-        for n, logp, pairs in zip(reported, chosen_J, tops, strict=True)
+        n: (logp, pairs[: rows[n].sampling.logprobs]) for n, logp, pairs in zip(reported, chosen_J, tops, strict=True)
     }

@@ -24,7 +24,9 @@ logit_rows = st.lists(
 )
 
 
-def row(index: int = 0, *, output: tuple[int, ...] = (), eos: frozenset[int] = frozenset(), **given_: Any) -> SamplingRow:
+def row(
+    index: int = 0, *, output: tuple[int, ...] = (), eos: frozenset[int] = frozenset(), **given_: Any
+) -> SamplingRow:
     sampling = Sampling(max_tokens=99, **given_)
     return SamplingRow(sampling, index, [*PROMPT, *output], len(PROMPT), eos)
 
@@ -70,9 +72,7 @@ def test_philox_gives_the_published_known_answers(counter: list[int], key: list[
 def test_a_uniform_depends_on_its_seed_and_position_alone(pairs: list[tuple[int, int]]) -> None:
     together = uniforms([seed for seed, _ in pairs], [position for _, position in pairs])
     for (seed, position), value in zip(pairs, together, strict=True):
-        words = philox_in_plain_integers(
-            [position % 2**32, position >> 32, 0, 0], [seed % 2**32, (seed >> 32) % 2**32]
-        )
+        words = philox_in_plain_integers([position % 2**32, position >> 32, 0, 0], [seed % 2**32, (seed >> 32) % 2**32])
         assert value == ((words[0] << 32 | words[1]) >> 12) / 2**52
         assert 0.0 <= value < 1.0
 
@@ -85,9 +85,7 @@ def test_draws_of_consecutive_positions_and_of_neighbouring_seeds_are_uniform() 
 
 def test_texts_are_drawn_with_the_probabilities_of_the_model() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    counts = Counter(
-        one.token_id for one in sample(logits.repeat(8000, 1), [row(seed=seed) for seed in range(8000)])
-    )
+    counts = Counter(one.token_id for one in sample(logits.repeat(8000, 1), [row(seed=seed) for seed in range(8000)]))
     for token, probability in enumerate(torch.softmax(logits, -1).tolist()):
         spread = math.sqrt(8000 * probability * (1 - probability))
         assert abs(counts[token] - 8000 * probability) < 4.5 * spread
@@ -104,7 +102,8 @@ def oracle(logits: list[float], sampling: Sampling, index: int) -> tuple[int, se
     if sampling.top_k:
         ranked = ranked[: sampling.top_k]
     if sampling.top_p < 1:
-        total, kept, mass = sum(weight[token] for token in ranked), [], 0.0
+        kept: list[int] = []
+        total, mass = sum(weight[token] for token in ranked), 0.0
         for token in ranked:
             if mass >= sampling.top_p * total and kept:
                 break
@@ -176,13 +175,14 @@ def test_over_many_seeds_exactly_the_tokens_that_filters_leave_come_up(
 
 def test_equal_logits_at_the_edge_of_top_k_and_top_p_all_stay() -> None:
     logits = [1.0, 1.0, 1.0, -9.0]
-    for given_ in ({"top_k": 2}, {"top_p": 0.5}):
+    filters: list[dict[str, Any]] = [{"top_k": 2}, {"top_p": 0.5}]
+    for given_ in filters:
         came = {one.token_id for one in sample(torch.tensor([logits] * 99), [row(seed=s, **given_) for s in range(99)])}
         assert came == {0, 1, 2}
 
 
 def test_a_flat_distribution_wider_than_the_first_look_is_cut_where_it_should_be() -> None:
-    vocabulary = 4 * sampler._NUCLEUS_FIRST_TRY  # noqa: SLF001 - the edge of interest
+    vocabulary = 4 * sampler._NUCLEUS_FIRST_TRY
     logits = torch.linspace(0, -0.01, vocabulary).repeat(2000, 1)
     came = {one.token_id for one in sample(logits, [row(seed=seed, top_p=0.75) for seed in range(2000)])}
     edge = 3 * vocabulary // 4
@@ -192,7 +192,10 @@ def test_a_flat_distribution_wider_than_the_first_look_is_cut_where_it_should_be
 @given(logits=logit_rows)
 def test_the_tightest_filters_leave_the_likeliest_token(logits: list[float]) -> None:
     best = max(range(VOCABULARY), key=lambda token: logits[token])
-    for given_ in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}, {"temperature": 0.0}):
+    tightest: list[dict[str, Any]] = [
+        {"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-6}, {"temperature": 0.0},
+    ]  # fmt: skip
+    for given_ in tightest:
         assert choose(logits, row(seed=11, **given_)) == best
 
 
@@ -307,9 +310,7 @@ some_sampling = st.builds(
 
 @settings(max_examples=80, deadline=None)
 @given(given_=st.lists(st.tuples(some_sampling, st.integers(0, 9)), min_size=1, max_size=9), seed=st.integers(0, 99))
-def test_a_row_gets_the_same_whatever_else_is_in_the_batch(
-    given_: list[tuple[dict[str, Any], int]], seed: int
-) -> None:
+def test_a_row_gets_the_same_whatever_else_is_in_the_batch(given_: list[tuple[dict[str, Any], int]], seed: int) -> None:
     logits_NV = torch.randn(len(given_), 77, generator=torch.Generator().manual_seed(seed)) * 3
     before = logits_NV.clone()
     rows = [row(index, output=(4, 9, 9), eos=frozenset({1}), **options) for options, index in given_]

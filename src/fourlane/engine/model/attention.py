@@ -6,6 +6,7 @@ sequences that bring more (a prefill chunk) one by one. On CPU one native call d
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -116,7 +117,7 @@ class NativeAttention:
     def prepare(self, batch: StepBatch, block_size: int) -> Attend:
         """Hand the step's layout over as it is."""
         del block_size  # the kernel reads it from the cache's shape
-        from fourlane.engine.model.cpu_kernels import PagedAttention  # noqa: PLC0415 - only CPU ranks have it
+        from fourlane.engine.model.cpu_kernels import PagedAttention
 
         return PagedAttention(batch.block_table_SB, batch.query_start_S1, batch.context_S)
 
@@ -127,11 +128,9 @@ class TorchAttention:
     def prepare(self, batch: StepBatch, block_size: int) -> Attend:
         """Split the step into decode rows and prefill chunks."""
         starts = batch.query_start_S1
-        lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+        lengths = [end - start for start, end in itertools.pairwise(starts)]
         decode = [s for s, length in enumerate(lengths) if length == 1]
-        chunks = [
-            _Chunk.of(batch, s, block_size) for s, length in enumerate(lengths) if length > 1
-        ]
+        chunks = [_Chunk.of(batch, s, block_size) for s, length in enumerate(lengths) if length > 1]
         return _TorchAttend(_Decode.of(batch, decode, block_size) if decode else None, chunks)
 
 

@@ -37,7 +37,11 @@ def dense_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name and shape of every tensor that each rank holds: all but the routed experts'."""
     hidden, head_dim = config.hidden_size, config.head_dim
     yield "model.embed_tokens.weight", (config.vocab_size, hidden)
-    rows = {"q_proj": config.heads * head_dim, "k_proj": config.kv_heads * head_dim, "v_proj": config.kv_heads * head_dim}
+    rows = {
+        "q_proj": config.heads * head_dim,
+        "k_proj": config.kv_heads * head_dim,
+        "v_proj": config.kv_heads * head_dim,
+    }
     for layer in range(config.layers):
         prefix = f"model.layers.{layer}."
         yield f"{prefix}input_layernorm.weight", (hidden,)
@@ -103,7 +107,7 @@ class Checkpoint:
 
     def _check(self, config: ModelConfig) -> list[str]:
         names_in = {name: set(file.keys()) for name, file in self._files.items()}
-        faults = []
+        faults: list[str] = []
         for name, shape in _all_tensors(config):
             file_name = self._file_of.get(name)
             if file_name is None:

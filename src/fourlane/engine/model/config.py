@@ -227,8 +227,10 @@ def _inconsistencies(config: ModelConfig) -> list[str]:
     checks: list[tuple[bool, Callable[[], str]]] = [
         (
             config.heads % config.kv_heads == 0,
-            lambda: f"num_attention_heads: expected a multiple of num_key_value_heads = {config.kv_heads}, "
-            f"got {config.heads}",
+            lambda: (
+                f"num_attention_heads: expected a multiple of num_key_value_heads = {config.kv_heads}, "
+                f"got {config.heads}"
+            ),
         ),
         (config.head_dim % 2 == 0, lambda: f"head_dim: expected an even number, got {config.head_dim}"),
         (

@@ -21,7 +21,7 @@ __all__ = ["Linear", "NativeLinear", "RmsNorm", "TorchLinear"]
 class Linear(Protocol):
     """A projection: [rows, inputs] to [rows, outputs]."""
 
-    def __call__(self, x_RD: Tensor) -> Tensor:
+    def __call__(self, x_RD: Tensor, /) -> Tensor:
         """Multiply; rows may be 0."""
         ...
 

@@ -5,6 +5,7 @@ Where tokens go between router and experts is the exchange's business (`engine.e
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,7 +46,7 @@ class Router:
 class Experts(Protocol):
     """The routed experts a rank holds in one layer, by local slot."""
 
-    def __call__(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
+    def __call__(self, x_RD: Tensor, offset_S1: Sequence[int], /) -> Tensor:
         """Return outputs [rows, model dim]; slot s computes rows offset[s] to offset[s+1]."""
         ...
 
@@ -66,7 +67,7 @@ class TorchExperts:
         if x_RD.is_cuda and x_RD.dtype == torch.bfloat16 and x_RD.shape[0]:
             return self._grouped(x_RD, offset_S1)
         y_RD = torch.empty_like(x_RD)
-        for slot, (first, end) in enumerate(zip(offset_S1[:-1], offset_S1[1:], strict=True)):
+        for slot, (first, end) in enumerate(itertools.pairwise(offset_S1)):
             if end > first:
                 h_RF = F.linear(x_RD[first:end], self.gate_up_SFD[slot].to(x_RD.dtype))
                 y_RD[first:end] = F.linear(_gated(h_RF), self.down_SDF[slot].to(x_RD.dtype))
@@ -81,7 +82,7 @@ class TorchExperts:
 class Mlp(Protocol):
     """The MLP of a layer without experts."""
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor, /) -> Tensor:
         """Return [tokens, model dim]."""
         ...
 

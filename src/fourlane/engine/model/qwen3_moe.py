@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fourlane.engine.batch import StepBatch
     from fourlane.engine.exchange.contract import Exchange, Pending
     from fourlane.engine.model.config import ModelConfig
-    from fourlane.engine.model.linear import Linear, RmsNorm
+    from fourlane.engine.model.linear import RmsNorm
     from fourlane.engine.model.moe import Experts, Mlp, Router
     from fourlane.engine.model.weights import Kernels
     from fourlane.policy.placement import Placement
@@ -122,7 +122,7 @@ class CausalLM:
         return self._head(self._norm(x_TD[batch.logit_row_N])).float()
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 - all but the path are keywords, each a choice of its own
     path: str | Path,
     *,
     device: str | torch.device,

@@ -112,7 +112,7 @@ class WeightReader:
         return TorchExperts(self._keep(gate_up_SFD), self._keep(down_SDF))
 
     def _native_experts(self, prefixes: Sequence[str | None], inner: int) -> Experts:
-        from fourlane.engine.model.cpu_kernels import PackedExperts  # noqa: PLC0415 - only CPU ranks have it
+        from fourlane.engine.model.cpu_kernels import PackedExperts
 
         packed = PackedExperts(len(prefixes), self.config.hidden_size, inner, dtype=self.weights)
         for slot, prefix in enumerate(prefixes):
@@ -126,7 +126,7 @@ class WeightReader:
         held = dtype or self.weights
         if self.kernels == "torch":
             return TorchLinear(self._keep(weight_ND.to(self.device, held, copy=True)), bias_N)
-        from fourlane.engine.model.cpu_kernels import PackedLinear  # noqa: PLC0415 - only CPU ranks have it
+        from fourlane.engine.model.cpu_kernels import PackedLinear
 
         packed = PackedLinear.from_tensor(weight_ND, held)
         self.bytes_held += packed.nbytes

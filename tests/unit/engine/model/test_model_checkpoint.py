@@ -6,7 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -22,6 +22,8 @@ from fourlane.policy.placement import Placement, linear_placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fourlane.engine.model.weights import Kernels
 
     Write = Callable[..., Path]
 
@@ -48,7 +50,9 @@ def test_every_tensor_comes_back_as_it_was_written(small_checkpoint: Write, shar
     written = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
     checkpoint = opened(folder)
     names = [name for name, _ in dense_tensors(config)]
-    names += [n for layer in config.moe_layers for e in range(config.experts) for n, _ in expert_tensors(config, layer, e)]
+    names += [
+        n for layer in config.moe_layers for e in range(config.experts) for n, _ in expert_tensors(config, layer, e)
+    ]
     assert sorted(names) == sorted(written)
     for name in names:
         assert torch.equal(checkpoint.tensor(name), written[name])
@@ -134,7 +138,7 @@ def expert_of(name: str) -> int | None:
 
 @pytest.mark.parametrize("kernels", ["native", "torch"])
 def test_a_rank_asks_for_its_own_experts_only(
-    small_checkpoint: Write, kernels: str, monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Write, kernels: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = small_checkpoint()
     asked: set[str] = set()
@@ -156,7 +160,12 @@ def test_bytes_of_other_ranks_experts_never_come_into_memory(
     spread_over_shards(folder, lambda name: "theirs" if (expert_of(name) or 9) < 5 else "mine")
     files: list[Checkpoint] = []
     plain = Checkpoint.__init__
-    monkeypatch.setattr(Checkpoint, "__init__", lambda self, *args: (files.append(self), plain(self, *args))[1])
+
+    def noting(self: Checkpoint, *args: Any) -> None:
+        files.append(self)
+        plain(self, *args)
+
+    monkeypatch.setattr(Checkpoint, "__init__", noting)
     load_model(folder, device="cpu", placement=placement_for(folder, ranks=2), rank=1)
     assert files, "the maps are still open while they are measured"
     mine, theirs = (resident_in_map(folder / f"{name}.safetensors") for name in ("mine", "theirs"))
@@ -194,12 +203,10 @@ def resident_in_map(path: Path) -> int:
     ],
 )
 def test_weights_are_held_in_the_type_asked_for(
-    small_checkpoint: Write, stored: str, wanted: str, held: torch.dtype
+    small_checkpoint: Write, stored: str, wanted: Literal["auto", "float32", "bfloat16"], held: torch.dtype
 ) -> None:
     folder = small_checkpoint(dtype=stored)
-    model = load_model(
-        folder, device="cpu", weights=wanted, placement=placement_for(folder), rank=0, kernels="torch"
-    )
+    model = load_model(folder, device="cpu", weights=wanted, placement=placement_for(folder), rank=0, kernels="torch")
     config = model.config
     expert = sum(math.prod(shape) for _, shape in expert_tensors(config, 0, 0))
     matrices = len(config.moe_layers) * config.experts * expert
@@ -217,8 +224,15 @@ def test_the_budget_is_printed_and_a_shortage_refused_before_anything_is_read(
     small_checkpoint: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = small_checkpoint()
-    monkeypatch.setattr(memory, "available_memory", lambda _: (3 << 20, "in this test"))
-    monkeypatch.setattr(Checkpoint, "tensor", lambda *_: pytest.fail("a weight was read"))
+
+    def little(_device: torch.device) -> tuple[int, str]:
+        return 3 << 20, "in this test"
+
+    def reading(_self: Checkpoint, name: str) -> torch.Tensor:
+        pytest.fail(f"{name} was read")
+
+    monkeypatch.setattr(memory, "available_memory", little)
+    monkeypatch.setattr(Checkpoint, "tensor", reading)
     with pytest.raises(MemoryShortage) as raised:
         load_model(folder, device="cpu", placement=placement_for(folder, ranks=2), rank=0, kv_memory=5 << 20)
     lines = str(raised.value).splitlines()
@@ -231,7 +245,9 @@ def test_the_budget_is_printed_and_a_shortage_refused_before_anything_is_read(
     assert "3.0 MiB  in this test" in lines[6]
 
 
-def test_the_budget_of_weights_is_what_loading_then_holds(small_checkpoint: Write, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_budget_of_weights_is_what_loading_then_holds(
+    small_checkpoint: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = small_checkpoint(hidden=128, heads=8, kv_heads=4, head_dim=32, expert_dim=64, dense_dim=96, vocab=512)
     with caplog.at_level("INFO"):
         model = load_model(folder, device="cpu", placement=placement_for(folder), rank=0)
