@@ -38,6 +38,6 @@ def __getattr__(name: str) -> object:
     """Import a public name from its module on first use."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    import importlib  # noqa: PLC0415 - lazy on purpose: `import fourlane.gateway` stays cheap
+    import importlib
 
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

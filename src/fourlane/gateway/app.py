@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import secrets
+import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,6 @@ from fourlane.gateway.stats import health, stats
 from fourlane.gateway.writers import ChatWriter, CompletionWriter
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from fourlane.gateway.prepare import Job
@@ -232,5 +232,12 @@ class EmbeddedServer(uvicorn.Server):
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve on these listening sockets until `should_exit` is set."""
+        """Serve on these listening sockets until `should_exit` is set.
+
+        Connections inherit TCP_NODELAY from them; asyncio sets it only on sockets made with an
+        explicit protocol number, and without it a chunk may wait 40 ms for the client's ACK.
+        """
+        for listener in sockets or ():
+            if listener.family in {socket.AF_INET, socket.AF_INET6}:
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await super().serve(sockets=sockets)

@@ -104,7 +104,7 @@ class ChatTemplate:
             return self._template.render(messages=messages, **variables)
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the chat template refused the messages: {error}", param="messages") from error
-        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             message = f"the chat template could not render these messages: {type(error).__name__}: {error}"
             raise InvalidRequest(message, param="messages") from error
 

@@ -82,6 +82,7 @@ class Router:
         self.deployment = deployment
         self.limits = limits
         self.metrics = metrics
+        self.started_at = 0.0
         self.ranks: dict[str, RankView] = expected_ranks(deployment)
         self._link = link
         self._block_size = deployment.kv_cache.block_size
@@ -105,6 +106,7 @@ class Router:
     def start(self) -> None:
         """Bind to the running event loop and take requests."""
         self._loop = asyncio.get_running_loop()
+        self.started_at = self._loop.time()
         self._stopping = False
 
     async def stop(self, deadline_s: float) -> None:

@@ -80,18 +80,13 @@ def _fingerprint(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """Everything a request handler uses.
-
-    Args:
-        started_at: seconds of the event loop's clock when the service began, for its uptime.
-    """
+    """Everything a request handler uses."""
 
     deployment: Deployment
     model: ModelFacts
     tokenizer: ModelTokenizer
     router: Router
     metrics: Metrics
-    started_at: float = 0.0
 
     def max_length(self) -> int:
         """Return the most tokens of prompt and output: the model's limit, or less if the ranks' KV caches are small."""

@@ -125,7 +125,7 @@ def stats(state: GatewayState, now: float) -> Stats:
     return Stats(
         model=state.model.name,
         status=health(state).status,
-        uptime_s=round(now - state.started_at, 1),
+        uptime_s=round(now - router.started_at, 1),
         needs_key=state.deployment.gateway.api_key is not None,
         max_length=state.max_length(),
         running=router.running,

@@ -128,7 +128,7 @@ class FakeService:
         self.ranks.router = self.router
         if self.up:
             self.ranks.bring_up(self.router, **self.facts)
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         server = EmbeddedServer(create_app(self.state), close_after_s=2)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
