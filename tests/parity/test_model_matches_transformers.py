@@ -8,17 +8,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from make_random_checkpoint import Shape, write_checkpoint
+from one_process import OneProcess
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from fourlane.engine.model.config import resolve_model_path
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import ModuleType
 
     from torch import Tensor
-
-    from tests.parity.conftest import OneProcess
 
 TOLERANCE = 1e-4
 SMALL: dict[str, Any] = {
@@ -62,10 +61,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Pair:
     """A checkpoint loaded by transformers and by fourlane."""
 
-    def __init__(self, folder: Path, one_process: type[OneProcess]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.theirs = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.ours = {kernels: one_process.load(folder, kernels=kernels) for kernels in ("native", "torch")}
+        self.ours = {kernels: OneProcess.load(folder, kernels=kernels) for kernels in ("native", "torch")}
 
     def tokens(self, count: int, seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
@@ -77,17 +76,12 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))
-def pair(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    checkpoint_maker: ModuleType,
-    one_process: type[OneProcess],
-) -> Pair:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     if request.param == "bundled":
-        return Pair(resolve_model_path("bundled"), one_process)
+        return Pair(resolve_model_path("bundled"))
     folder = tmp_path_factory.mktemp("model")
-    checkpoint_maker.write_checkpoint(folder, checkpoint_maker.Shape(**{**SMALL, **VARIANTS[request.param]}))
-    return Pair(folder, one_process)
+    write_checkpoint(folder, Shape(**{**SMALL, **VARIANTS[request.param]}))
+    return Pair(folder)
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -137,7 +131,11 @@ def test_texts_of_different_lengths_decoded_and_prefilled_together_do_not_distur
 
 def test_a_step_without_tokens_runs_and_gives_no_logits(pair: Pair, ours: OneProcess) -> None:
     called: list[int] = []
-    logits = ours.step([], on_kv=lambda layer, _k, _v: called.append(layer))
+
+    def on_kv(layer: int, _k_THd: Tensor, _v_THd: Tensor) -> None:
+        called.append(layer)
+
+    logits = ours.step([], on_kv=on_kv)
     assert logits.shape == (0, pair.theirs.config.vocab_size)
     assert not called
 
@@ -158,7 +156,7 @@ def test_each_layers_keys_and_values_are_announced_when_they_are_in_their_pages(
     assert seen == list(range(pair.theirs.config.num_hidden_layers))
 
 
-def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path, one_process: type[OneProcess]) -> None:
+def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {"head_dim": 8}  # an option that its signature does not name
     config = Qwen3MoeConfig(
@@ -182,7 +180,7 @@ def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path, one_proces
     token_ids = torch.randint(0, 97, (20,)).tolist()
     with torch.no_grad():
         reference = theirs(torch.tensor([token_ids])).logits[0]
-    logits = one_process.load(tmp_path).logits(token_ids, chunks=[7])
+    logits = OneProcess.load(tmp_path).logits(token_ids, chunks=[7])
     torch.testing.assert_close(logits, reference, atol=TOLERANCE, rtol=0)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+import make_random_checkpoint
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,6 @@ from fourlane.engine.model.config import read_config
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from types import ModuleType
 
     Write = Callable[..., Path]
 
@@ -61,20 +61,18 @@ def test_a_vocabulary_without_room_for_all_bytes_gets_no_tokenizer(small_checkpo
     assert not (small_checkpoint(vocab=97) / "tokenizer.json").exists()
 
 
-def test_the_command_line_writes_what_its_options_say(
-    maker: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_writes_what_its_options_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--layers", "2", "--experts", "4", "--top-k", "2", "--hidden", "32", "--mlp-only-layers", "0"]
-    maker.main([str(tmp_path), *options, "--tie-embeddings", "--dtype", "float32"])
+    make_random_checkpoint.main([str(tmp_path), *options, "--tie-embeddings", "--dtype", "float32"])
     config = read_config(tmp_path)
     assert (config.layers, config.experts, config.moe_layers, config.tie_embeddings) == (2, 4, (1,), True)
     assert "M parameters, float32" in capsys.readouterr().out
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 0
 
 
-def test_the_defaults_are_the_benchmark_model(maker: ModuleType) -> None:
-    shape = maker.Shape()
-    parameters = sum(torch.Size(dims).numel() for _, dims, _ in maker._tensors(shape))
+def test_the_defaults_are_the_benchmark_model() -> None:
+    shape = make_random_checkpoint.Shape()
+    parameters = sum(torch.Size(dims).numel() for _, dims, _ in make_random_checkpoint._tensors(shape))
     assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim) == (8, 256, 8, 2, 32)
     assert (shape.experts, shape.top_k, shape.expert_dim, shape.vocab) == (32, 4, 128, 4096)
     assert parameters == pytest.approx(28.6e6, rel=0.005)

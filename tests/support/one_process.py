@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import torch
 
 from fourlane.engine.batch import StepBatch
@@ -20,34 +16,14 @@ from fourlane.policy.placement import linear_placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import ModuleType
+    from pathlib import Path
 
     from torch import Tensor
 
     from fourlane.engine.model.qwen3_moe import CausalLM
 
-REPOSITORY = Path(__file__).parents[2]
 BLOCK_SIZE = 4
 BLOCKS = 200
-
-
-@pytest.fixture(scope="session")
-def checkpoint_maker() -> ModuleType:
-    """Return the tool that writes random checkpoints."""
-    path = REPOSITORY / "tools" / "make_random_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("make_random_checkpoint", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def one_process() -> type[OneProcess]:
-    """Return the class that runs a model in this process."""
-    return OneProcess
 
 
 @dataclass
