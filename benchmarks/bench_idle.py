@@ -1,6 +1,6 @@
 """CPU share of every process of a service without requests, and right after requests, over 20 s each.
 
-The baseline is the same measurement of a process that only sleeps (`time.sleep`), which says what the clock's grain adds.
+The baseline is the same measurement of a process that only sleeps: it says what the clock's grain adds.
 
     python benchmarks/bench_idle.py [--seconds 20] [--set prefill.ranks=2 ...]
 """

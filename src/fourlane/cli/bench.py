@@ -99,7 +99,7 @@ class _Run:
         from fourlane.cli.demo import service_for
 
         path = Path(self._settings.deployment) if self._settings.deployment else None
-        async with service_for(path, self._settings.overrides) as service:
+        async with service_for(path, self._settings.overrides, out=self._out) as service:
             await self._measure(service.base_url, service.api_key)
 
     async def _measure(self, base_url: str, api_key: str | None) -> None:

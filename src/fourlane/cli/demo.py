@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import signal
 import sys
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -64,38 +63,40 @@ def demo(*, prefill: int, decode: int, overrides: tuple[str, ...], **options: An
     Prefill and decode run in pools of their own; KV goes from one to the other layer by layer.
     Answers to the built-in prompts are drawn with a fixed seed: every run prints the same text.
     """
-    pools = (f"prefill.ranks={prefill}", f"decode.ranks={decode}", *overrides)
-    try:
-        asyncio.run(_demo(pools, **options))
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
-        sys.exit(128 + signal.SIGINT)
+    pools = (f"prefill.ranks={prefill}", f"decode.ranks={decode}")
+    asyncio.run(_demo((*pools, *overrides), **options))
 
 
-@asynccontextmanager
-async def service_for(
-    path: Path | None, overrides: Sequence[str], *, out: Console | None = None
-) -> AsyncIterator[Service]:
-    """Bring up a deployment for the time of the block, on a free port unless it names one.
+@contextlib.asynccontextmanager
+async def service_for(path: Path | None, overrides: Sequence[str], *, out: Console) -> AsyncIterator[Service]:
+    """Bring up a deployment for the time of the block and say how that goes.
 
     Args:
-        path: the deployment's file; None: one prefill and one decode rank of the bundled model.
+        path: the deployment's file; None: one prefill and one decode rank of the bundled model, on a free port.
         overrides: "path=value" texts.
-        out: where each rank's progress goes; None: nowhere.
+        out: gets a moving line on a terminal, and a line once the service can serve.
     """
     from fourlane.gateway.service import running_service
     from fourlane.spec.load import load_deployment
 
     free_port = () if path is not None else ("gateway.port=0",)
     deployment = load_deployment(path, overrides=[*free_port, *overrides])
+    pools = " + ".join(f"{pool.ranks} {role}" for role, pool in deployment.pools().items())
     began = time.perf_counter()
+    states: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        line = stack.enter_context(out.status(f"starting {pools}")) if out.is_terminal else None
 
-    def show(name: str, state: str) -> None:
-        if out is not None:
-            out.print(f"  {time.perf_counter() - began:4.1f} s  {name}: {state}", markup=False, soft_wrap=True)
+        def show(name: str, state: str) -> None:
+            states[name] = state
+            if line is not None:
+                line.update(", ".join(f"{each} {what}" for each, what in states.items()))
 
-    async with running_service(deployment, progress=show) as service:
-        yield service
+        async with running_service(deployment, progress=show) as service:
+            stack.close()
+            seconds = time.perf_counter() - began
+            out.print(f"{service.state.model.name}: {pools} ranks serve after {seconds:.1f} s", markup=False)
+            yield service
 
 
 async def _demo(overrides: Sequence[str], *, requests: int, concurrency: int, json_path: Path | None) -> None:
@@ -104,7 +105,6 @@ async def _demo(overrides: Sequence[str], *, requests: int, concurrency: int, js
     from fourlane.report.tables import console, print_table, write_json
 
     out = console()
-    out.print("Starting the service")
     async with service_for(None, overrides, out=out) as service:
         client = Client(service.base_url, api_key=service.api_key)
         try:
@@ -124,15 +124,18 @@ async def _demo(overrides: Sequence[str], *, requests: int, concurrency: int, js
 async def _answer_prompts(client: Client, out: Console) -> float:
     """Stream the answers to the built-in prompts; return the process's age in seconds at the first token."""
     first: list[float] = []
+    model = (await client.require())[0]
     for prompt in PROMPTS:
-        out.print(f"\n{'chat' if prompt.chat else 'text'} | {prompt.text}", markup=False, soft_wrap=True)
-        await _stream(client, prompt, first)
+        out.print(f"\n> {prompt.text}" if prompt.chat else "", markup=False, soft_wrap=True, style="dim")
+        if not prompt.chat:
+            out.print(prompt.text, markup=False, end="", style="dim")
+        await _stream(client, model, prompt, first)
     return first[0]
 
 
-async def _stream(client: Client, prompt: Prompt, first: list[float]) -> None:
+async def _stream(client: Client, model: str, prompt: Prompt, first: list[float]) -> None:
     """Write an answer to standard output as it comes."""
-    path, body = _request(prompt)
+    path, body = _request(model, prompt)
     faults: list[str] = []
 
     def show(_now: float, payload: bytes) -> None:
@@ -172,9 +175,10 @@ class _Event(msgspec.Struct):
     error: _Fault | None = None
 
 
-def _request(prompt: Prompt) -> tuple[str, bytes]:
+def _request(model: str, prompt: Prompt) -> tuple[str, bytes]:
     asked: dict[str, object] = {"messages": [{"role": "user", "content": prompt.text}]}
     body = {
+        "model": model,
         **(asked if prompt.chat else {"prompt": prompt.text}),
         "max_tokens": prompt.max_tokens,
         "temperature": 0.6,
