@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
+#include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
 
 namespace {
@@ -124,6 +125,29 @@ void expert_ffn_computes_each_row_once(InstructionSet set, std::int64_t size) {
     expect(close, "expert_ffn with identities");
 }
 
+// All values of V equal, so that attention gives them back whatever the weights are; pages lie in reverse order.
+void paged_attention_averages_values(InstructionSet set, std::int64_t head_dim, std::int64_t block_size) {
+    const std::int64_t context_tokens = 77;
+    const std::int64_t blocks = (context_tokens + block_size - 1) / block_size;
+    const std::int64_t page_floats = blocks * block_size * 2 * head_dim;
+    const std::vector<float> keys = random_floats(page_floats, 4);
+    const std::vector<float> values(static_cast<std::size_t>(page_floats), 0.25F);
+    const std::vector<float> queries = random_floats(31 * 4 * head_dim, 5);
+    std::vector<std::int32_t> table;
+    for (std::int64_t row = 0; row < 2; ++row) {
+        for (std::int64_t b = blocks; b-- > 0;) table.push_back(static_cast<std::int32_t>(b));
+    }
+    const std::vector<std::int64_t> query_start{0, 30, 31};
+    const std::vector<std::int64_t> context{context_tokens, 1};
+    std::vector<float> out(queries.size(), NAN);
+    fourlane::paged_attention({queries.data(), 31, 4, 4 * head_dim},
+                              {keys.data(), values.data(), blocks, block_size, 2, head_dim},
+                              {query_start, context, table.data(), blocks}, 0.2F, out.data(), set);
+    bool close = true;
+    for (const float value : out) close = close && std::abs(value - 0.25F) < 1e-6F;
+    expect(close, "paged attention over equal values");
+}
+
 }  // namespace
 
 int main() {
@@ -135,6 +159,11 @@ int main() {
                 linear_equals_a_plain_loop(set, type, rows, 32, 8);
                 linear_equals_a_plain_loop(set, type, rows, 161, 33);
             }
+        }
+        for (const std::int64_t head_dim : {1, 16, 33, 128}) {
+            paged_attention_averages_values(set, head_dim, 16);
+            paged_attention_averages_values(set, head_dim, 1);
+            paged_attention_averages_values(set, head_dim, 256);
         }
         expert_ffn_computes_each_row_once(set, 1);
         expert_ffn_computes_each_row_once(set, 45);

@@ -23,3 +23,13 @@ def expert_ffn(
     out: NDArray[np.float32],
     isa: str = "",
 ) -> None: ...
+def paged_attention(
+    queries: NDArray[np.float32],
+    pages: NDArray[np.float32],
+    blocks: NDArray[np.int32],
+    query_start: NDArray[np.int64],
+    context: NDArray[np.int64],
+    scale: float,
+    out: NDArray[np.float32],
+    isa: str = "",
+) -> None: ...
