@@ -51,24 +51,26 @@ inline void transpose_square(Floats (&rows)[kLanes]) {
     }
 }
 
-void transpose_keys(const float* const* rows, std::int64_t count, std::int64_t head_dim, float* out) {
+void transpose_keys(const Rows& keys, std::int64_t head_dim, float* out) {
     std::int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
+    for (; i + kLanes <= keys.count; i += kLanes) {
         std::int64_t k = 0;
         for (; k + kLanes <= head_dim; k += kLanes) {
             Floats square[kLanes];
 #pragma GCC unroll 16
-            for (int r = 0; r < kLanes; ++r) square[r] = load(rows[i + r] + k);
+            for (int r = 0; r < kLanes; ++r) square[r] = load(keys.rows[i + r] + keys.offset + k);
             transpose_square(square);
 #pragma GCC unroll 16
             for (int r = 0; r < kLanes; ++r) store(out + (k + r) * kTileKeys + i, square[r]);
         }
         for (; k < head_dim; ++k) {
-            for (int r = 0; r < kLanes; ++r) out[k * kTileKeys + i + r] = rows[i + r][k];
+            for (int r = 0; r < kLanes; ++r) out[k * kTileKeys + i + r] = keys.rows[i + r][keys.offset + k];
         }
     }
     for (std::int64_t k = 0; k < head_dim; ++k) {
-        for (std::int64_t j = i; j < kTileKeys; ++j) out[k * kTileKeys + j] = j < count ? rows[j][k] : 0.0F;
+        for (std::int64_t j = i; j < kTileKeys; ++j) {
+            out[k * kTileKeys + j] = j < keys.count ? keys.rows[j][keys.offset + k] : 0.0F;
+        }
     }
 }
 
@@ -97,19 +99,26 @@ void score_vectors(const float* queries, const float* keys, std::int64_t head_di
 template <int M>
 void score(const KeyTile& keys, const QueryTile& queries, float* scores) {
     std::int64_t i = 0;
-    for (; i + (kAbreast<M> - 1) * kLanes < keys.count; i += kAbreast<M> * kLanes) {
+    for (; i + (kAbreast<M> - 1) * kLanes < keys.values.count; i += kAbreast<M> * kLanes) {
         score_vectors<M, kAbreast<M>>(queries.queries, keys.keys + i, keys.head_dim, scores + i);
     }
-    for (; i < keys.count; i += kLanes) score_vectors<M, 1>(queries.queries, keys.keys + i, keys.head_dim, scores + i);
+    for (; i < keys.values.count; i += kLanes) score_vectors<M, 1>(queries.queries, keys.keys + i, keys.head_dim, scores + i);
 }
 
 inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float greatest_lane(Floats values) {
-    float result = values[0];
-#pragma GCC unroll 16
-    for (int i = 1; i < kLanes; ++i) result = values[i] > result ? values[i] : result;
-    return result;
+    using Four [[gnu::vector_size(16), gnu::may_alias]] = float;
+    alignas(64) float lanes[kLanes];
+    *reinterpret_cast<Floats*>(lanes) = values;
+    Four four = *reinterpret_cast<const Four*>(lanes);
+    for (int i = 4; i < kLanes; i += 4) {
+        const Four other = *reinterpret_cast<const Four*>(lanes + i);
+        four = other > four ? other : four;
+    }
+    const float left = four[1] > four[0] ? four[1] : four[0];
+    const float right = four[3] > four[2] ? four[3] : four[2];
+    return right > left ? right : left;
 }
 
 // Hide the keys a row does not see and return the greatest score of the others.
@@ -133,7 +142,7 @@ template <int M>
 void weigh(const KeyTile& keys, const QueryTile& queries, float* scores, float* shrink) {
     alignas(64) float fall[kMostLanes] = {};
     for (int r = 0; r < M; ++r) {
-        const float most = hide_unseen(queries.visible[r], keys.count, scores + r * kTileKeys);
+        const float most = hide_unseen(queries.visible[r], keys.values.count, scores + r * kTileKeys);
         const float before = queries.greatest[r];
         const float after = most > before ? most : before;
         fall[r] = after - before;
@@ -144,7 +153,7 @@ void weigh(const KeyTile& keys, const QueryTile& queries, float* scores, float* 
         const Floats greatest = splat(queries.greatest[r]);
         float* row = scores + r * kTileKeys;
         Floats sum = load(queries.sums + r * kMostLanes) * splat(shrink[r]);
-        for (std::int64_t i = 0; i < keys.count; i += kLanes) {
+        for (std::int64_t i = 0; i < keys.values.count; i += kLanes) {
             const Floats weight = exp_of_negative(greatest - load(row + i));
             store(row + i, weight);
             sum = sum + weight;
@@ -162,10 +171,10 @@ void add_vectors(const KeyTile& keys, const float* weights, const float* shrink,
 #pragma GCC unroll 4
         for (int u = 0; u < U; ++u) sum[r][u] = load(weighted + r * keys.padded_dim + dim + u * kLanes) * splat(shrink[r]);
     }
-    for (std::int64_t i = 0; i < keys.count; ++i) {
+    for (std::int64_t i = 0; i < keys.values.count; ++i) {
         Floats value[U];
 #pragma GCC unroll 4
-        for (int u = 0; u < U; ++u) value[u] = load(keys.values[i] + dim + u * kLanes);
+        for (int u = 0; u < U; ++u) value[u] = load(keys.values.rows[i] + keys.values.offset + dim + u * kLanes);
 #pragma GCC unroll 12
         for (int r = 0; r < M; ++r) {
             const Floats weight = splat(weights[r * kTileKeys + i]);

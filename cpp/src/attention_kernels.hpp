@@ -9,11 +9,17 @@ namespace fourlane {
 inline constexpr std::int64_t kTileKeys = 64;
 inline constexpr std::int64_t kMostLanes = 16;
 
-// `count` keys of a sequence, their dims padded to a multiple of 16 in `values`.
-struct KeyTile {
-    const float* keys;           // [head_dim][kTileKeys]
-    const float* const* values;  // each [padded_dim]
+// Where some tokens' keys or values lie: floats rows[i] + offset and following.
+struct Rows {
+    const float* const* rows;
     std::int64_t count;
+    std::int64_t offset;
+};
+
+// The keys and values of some tokens for one KV head; values have padded_dim floats, a multiple of 16.
+struct KeyTile {
+    const float* keys;  // [head_dim][kTileKeys]
+    Rows values;
     std::int64_t head_dim;
     std::int64_t padded_dim;
 };
@@ -31,8 +37,8 @@ struct QueryTile {
 
 struct AttentionKernels {
     std::int64_t most_rows;  // rows of a query tile at most
-    // out[k][i] = rows[i][k] for `count` rows, zero for the others up to kTileKeys.
-    void (*transpose_keys)(const float* const* rows, std::int64_t count, std::int64_t head_dim, float* out);
+    // out[k][i] = keys[i][k], zero beyond the last key.
+    void (*transpose_keys)(const Rows& keys, std::int64_t head_dim, float* out);
     void (*attend)(const KeyTile& keys, const QueryTile& queries);
     // out = weighted / sum, for one row.
     void (*finish)(const float* sums, const float* weighted, std::int64_t head_dim, float* out);
