@@ -117,8 +117,12 @@ class Stream:
         """Queue K and V of consecutive tokens of one layer.
 
         Raises:
-            ValueError: not contiguous, or not of the cache's shape and dtype.
+            ValueError: not contiguous, not of the cache's shape and dtype, or no such layer.
         """
+        if not 0 <= layer < self._geometry.layers or first_token < 0:
+            raise ValueError(
+                f"KV: expected layers 0 to {self._geometry.layers - 1}, got {layer}, from token {first_token}"
+            )
         wanted = (self._geometry.kv_heads, self._geometry.head_dim)
         for tensor in (k_THd, v_THd):
             if tensor.shape[1:] != wanted or not tensor.is_contiguous() or tensor.shape != k_THd.shape:

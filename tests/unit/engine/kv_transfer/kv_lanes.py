@@ -1,0 +1,161 @@
+"""A receiver and a sender of each transport, and what happened to their sequences."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from fourlane.engine.kv_transfer.contract import KvGeometry
+from fourlane.engine.kv_transfer.sender import Outlet, Sender, Stream
+from fourlane.engine.kv_transfer.shared_memory import SharedMemoryOutlet, shared_memory_receiver
+from fourlane.engine.kv_transfer.storage import KvStorage, allocate_kv
+from fourlane.engine.kv_transfer.tcp import TcpOutlet, tcp_receiver
+from fourlane.engine.messages import KvAddress
+from fourlane.engine.seal import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fourlane.engine.kv_transfer.receiver import Receiver
+
+SECRET = Secret(bytes(range(32)))
+GEOMETRY = KvGeometry(layers=3, blocks=12, block_size=4, kv_heads=2, head_dim=8)
+PATIENCE_S = 10.0
+
+
+class Ending:
+    """How one side of a sequence ended; notes a second ending as a fault."""
+
+    def __init__(self) -> None:
+        self.values: list[object] = []
+        self._event = threading.Event()
+
+    def __call__(self, value: object = None) -> None:
+        self.values.append(value)
+        self._event.set()
+
+    @property
+    def came(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self) -> object:
+        assert self._event.wait(PATIENCE_S), "no callback came"
+        assert len(self.values) == 1, f"several callbacks came: {self.values}"
+        return self.values[0]
+
+    def failure(self) -> str:
+        value = self.wait()
+        assert isinstance(value, str), f"expected a failure, got {value}"
+        return value
+
+
+@dataclass
+class Lane:
+    """One receiver, its storage, and senders to it."""
+
+    transport: str
+    storage: KvStorage
+    receiver: Receiver
+    senders: list[Sender] = field(default_factory=list)
+    timeout_s: float = PATIENCE_S
+
+    def sender(
+        self,
+        name: str = "prefill-0",
+        *,
+        secret: Secret = SECRET,
+        geometry: KvGeometry | None = None,
+        wrap: Callable[[Outlet], Outlet] = lambda outlet: outlet,
+    ) -> Sender:
+        shape = geometry if geometry is not None else replace(self.storage.geometry, blocks=5)
+
+        def make_outlet(target: KvAddress) -> Outlet:
+            if self.transport == "tcp":
+                return wrap(
+                    TcpOutlet(
+                        target, geometry=shape, address="127.0.0.1", name=name, secret=secret, timeout_s=self.timeout_s
+                    )
+                )
+            return wrap(SharedMemoryOutlet(target, geometry=shape, name=name, secret=secret, timeout_s=self.timeout_s))
+
+        self.senders.append(Sender(shape, make_outlet=make_outlet, timeout_s=self.timeout_s))
+        return self.senders[-1]
+
+    def expect(self, sequence_id: int, blocks: list[int], tokens: int) -> Ending:
+        ending = Ending()
+        self.receiver.expect(sequence_id, blocks, tokens=tokens, on_complete=ending, on_failed=ending)
+        return ending
+
+    def open(self, sender: Sender, sequence_id: int, *, endpoint: str | None = None) -> tuple[Stream, Ending]:
+        ending = Ending()
+        target = KvAddress(endpoint=endpoint or self.receiver.endpoint, blocks=[], owner="decode-0")
+        return sender.open(sequence_id, target, on_delivered=ending, on_failed=ending), ending
+
+    def landed(self, blocks: list[int], tokens: int) -> torch.Tensor:
+        """Return what is in pages, [layers, 2, tokens, heads, dim]."""
+        pages = self.storage.tensor[:, :, blocks]
+        return pages.flatten(2, 3)[:, :, :tokens].clone()
+
+    def close(self) -> None:
+        for sender in self.senders:
+            sender.close()
+        self.receiver.close()
+        self.storage.close()
+
+
+def start_lane(
+    transport: str, run_dir: Path, geometry: KvGeometry = GEOMETRY, *, timeout_s: float = PATIENCE_S
+) -> Lane:
+    """Start a receiver over a transport."""
+    storage = allocate_kv(geometry, "cpu", shared=transport == "shared_memory")
+    if transport == "tcp":
+        receiver = tcp_receiver(
+            storage, address="127.0.0.1", ports=None, name="decode-0", secret=SECRET, timeout_s=timeout_s
+        )
+    else:
+        receiver = shared_memory_receiver(
+            storage, run_dir=run_dir, name="decode-0", secret=SECRET, timeout_s=timeout_s
+        )
+    return Lane(transport, storage, receiver, timeout_s=timeout_s)
+
+
+def make_kv(tokens: int, geometry: KvGeometry = GEOMETRY, *, seed: int = 0) -> torch.Tensor:
+    """Return random KV, [layers, 2, tokens, heads, dim]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (geometry.layers, 2, tokens, geometry.kv_heads, geometry.head_dim)
+    return torch.randn(shape, generator=generator).to(getattr(torch, geometry.dtype))
+
+
+def send_all(stream: Stream, kv: torch.Tensor, *, token: int = 7, cuts: tuple[int, ...] = ()) -> None:
+    """Send KV in chunks cut at `cuts`, all layers of a chunk in turn, and finish."""
+    tokens = kv.shape[2]
+    edges = [0, *cuts, tokens]
+    for first, last in zip(edges, edges[1:], strict=False):
+        for layer in range(kv.shape[0]):
+            stream.send(layer, first, kv[layer, 0, first:last], kv[layer, 1, first:last])
+    stream.finish(tokens=tokens, first_token_id=token)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.002)
+
+
+def open_files() -> set[str]:
+    """Return what this process's descriptors are, sockets and event counters included."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        except FileNotFoundError:
+            continue
+    return found
