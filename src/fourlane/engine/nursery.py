@@ -67,7 +67,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Base: immutable, tagged with its class name."""
 
 
-class Spawn(_Message):
+class Spawn(_Message, frozen=True, kw_only=True):
     """Fork a rank that runs `target` ("module:function") on `config` and writes to the file `log`."""
 
     config: RankConfig
@@ -75,7 +75,7 @@ class Spawn(_Message):
     target: str = DEFAULT_TARGET
 
 
-class Kill(_Message):
+class Kill(_Message, frozen=True, kw_only=True):
     """Send a signal to a rank; ignored if it has ended already, so it can never hit a stranger."""
 
     pid: int
@@ -85,28 +85,28 @@ class Kill(_Message):
 ToNursery = Spawn | Kill
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True, kw_only=True):
     """Everything is imported. `seconds`: how long that took."""
 
     pid: int
     seconds: float
 
 
-class PreloadFailed(_Message):
+class PreloadFailed(_Message, frozen=True, kw_only=True):
     """An import failed; the nursery ends. `missing`: the absent module, if that was the cause."""
 
     detail: str
     missing: str | None = None
 
 
-class Spawned(_Message):
+class Spawned(_Message, frozen=True, kw_only=True):
     """A rank runs."""
 
     name: str
     pid: int
 
 
-class Exited(_Message):
+class Exited(_Message, frozen=True, kw_only=True):
     """A rank ended. `status`: its exit code, or minus the number of the signal that ended it."""
 
     name: str
@@ -197,8 +197,8 @@ class Nursery:
 
     def run(self) -> None:
         """Work until the supervisor closes its end; then kill what still runs and reap it."""
-        self._wake_write.setblocking(False)
-        self._wake_read.setblocking(False)
+        self._wake_write.settimeout(0)
+        self._wake_read.settimeout(0)
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
@@ -287,6 +287,7 @@ def _become_rank(spawn: Spawn, *, nursery_pid: int, inherited: Sequence[socket.s
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status & 0xFF)
+    raise AssertionError("os._exit does not return")
 
 
 def _default_signals() -> None:

@@ -126,7 +126,7 @@ class NurseryClient:
                 *command,
                 "--preload",
                 module,
-                stdin=control,
+                stdin=control.fileno(),
                 stdout=log,
                 stderr=log,
                 env=_environment(),

@@ -18,9 +18,11 @@ import signal
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fourlane.engine.channel import Hub
 from fourlane.engine.nursery import DEFAULT_TARGET
-from fourlane.engine.rank_config import control_endpoint, model_folder
+from fourlane.engine.rank_config import control_endpoint, model_folder, rank_configs
 from fourlane.engine.seal import Secret
 from fourlane.errors import EnvironmentMissing, RankDied, SpecError
 from fourlane.gateway.app import EmbeddedServer, create_app
@@ -30,7 +32,7 @@ from fourlane.gateway.ranks import rank_name
 from fourlane.gateway.router import Limits, Router
 from fourlane.gateway.run_dir import RunDir
 from fourlane.gateway.state import GatewayState, ModelFacts
-from fourlane.gateway.supervisor import Supervisor
+from fourlane.gateway.supervisor import Manner, Supervisor
 from fourlane.gateway.tokenizer import ModelTokenizer
 from fourlane.spec.load import cautions
 
@@ -121,8 +123,7 @@ class Service:
     ) -> None:
         _check_secret(deployment, secret_file)
         self.deployment = deployment
-        self._progress = progress
-        self._target = target
+        self._manner = Manner(progress=progress or (lambda _name, _text: None), target=target)
         model = ModelFacts.read(model_folder(deployment.model.path), deployment)
         tokenizer = ModelTokenizer.read(model.folder)
         self._socket = listen(deployment.gateway.host, deployment.gateway.port)
@@ -191,16 +192,10 @@ class Service:
         secret = Secret.read(secret_file) if self._secret_file is not None else Secret.create(secret_file)
         self._hub = Hub(secret)
         endpoint = self._hub.bind(control_endpoint(self.deployment, self.run_dir.path))
-        self._supervisor = Supervisor(
-            self.deployment,
-            self.run_dir,
-            self._hub,
-            self,
-            secret_file=secret_file,
-            endpoint=_local_endpoint(endpoint),
-            progress=self._progress,
-            target=self._target,
-        )
+        here = _local_endpoint(endpoint)
+        configs = rank_configs(self.deployment, self.run_dir.path, secret_file=secret_file)
+        configs = [msgspec.structs.replace(config, control_endpoint=here) for config in configs]
+        self._supervisor = Supervisor(self.deployment, configs, self.run_dir, self._hub, self, self._manner)
         self.router.start()
         self._server = EmbeddedServer(create_app(self.state), close_after_s=HTTP_CLOSE_S)
         self._tasks = [
@@ -255,7 +250,7 @@ class Service:
                 self._supervisor.handle(name, message)
                 if name in self._names:
                     self.router.handle(self._names[name], message)
-            except Exception:
+            except Exception:  # noqa: BLE001 - one bad message must not end the service
                 _log.exception("a %s of %s could not be handled", type(message).__name__, name)
 
     # the router's way to the ranks (RankLink)

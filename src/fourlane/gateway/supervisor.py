@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fourlane.engine.messages import Hello, PeerLostReport, Regroup, Regrouped, Shutdown
 from fourlane.engine.nursery import DEFAULT_TARGET, Exited, Spawned
-from fourlane.engine.rank_config import group_store, rank_configs
+from fourlane.engine.rank_config import group_store
 from fourlane.errors import CheckpointError, EngineError, EnvironmentMissing, FourlaneError, RankDied
 from fourlane.gateway.nursery_client import NurseryClient
 from fourlane.gateway.process_state import is_stopped
@@ -31,22 +32,21 @@ from fourlane.gateway.rank_group import (
     Regrouping,
     Resumed,
 )
-from fourlane.gateway.supervision import RankRow
 from fourlane.gateway.restarts import Restarts
+from fourlane.gateway.supervision import RankRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fourlane.engine.messages import FromRank, ToRank
     from fourlane.engine.nursery import FromNursery
     from fourlane.engine.rank_config import RankConfig
     from fourlane.gateway.rank_group import Action, Member
-    from fourlane.gateway.supervision import ControlLink, RankEvents
     from fourlane.gateway.run_dir import RunDir
+    from fourlane.gateway.supervision import ControlLink, RankEvents
     from fourlane.spec.deployment import Deployment
 
-__all__ = ["Supervisor"]
+__all__ = ["Manner", "Supervisor"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,44 +57,49 @@ EXIT_S = 5.0
 """How long ranks may take to end after `Shutdown`."""
 
 
-class Supervisor:
-    """Keep the ranks of one deployment running.
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a supervisor goes about its work.
 
     Args:
-        deployment: what shall run.
-        run_dir: the service's folder.
-        link: the way to the ranks.
-        events: told what becomes of ranks.
-        secret_file: the deployment's secret; None: `secret` in the run folder.
-        endpoint: where local ranks reach the gateway; None: as the deployment says.
         progress: called with a rank's name (or "nursery") and what it does: "loading", "ready" ...
         target: what a rank's process runs, "module:function".
         times: how long to wait for what; None: as the deployment says.
     """
 
+    progress: Callable[[str, str], None] = lambda _name, _text: None
+    target: str = DEFAULT_TARGET
+    times: GroupTimes | None = None
+
+
+class Supervisor:
+    """Keep the ranks of one deployment running.
+
+    Args:
+        deployment: what shall run.
+        configs: its ranks, from `rank_configs`.
+        run_dir: the service's folder.
+        link: the way to the ranks.
+        events: told what becomes of ranks.
+        manner: how it goes about it.
+    """
+
     def __init__(
         self,
         deployment: Deployment,
+        configs: list[RankConfig],
         run_dir: RunDir,
         link: ControlLink,
         events: RankEvents,
-        *,
-        secret_file: Path | None = None,
-        endpoint: str | None = None,
-        progress: Callable[[str, str], None] | None = None,
-        target: str = DEFAULT_TARGET,
-        times: GroupTimes | None = None,
+        manner: Manner,
     ) -> None:
         self._deployment = deployment
         self._run_dir = run_dir
         self._link = link
         self._events = events
-        self._progress = progress or (lambda _name, _text: None)
-        self._target = target
-        self._times = times or _times_of(deployment)
-        configs = rank_configs(deployment, run_dir.path, secret_file=secret_file)
-        if endpoint is not None:
-            configs = [msgspec.structs.replace(config, control_endpoint=endpoint) for config in configs]
+        self._progress = manner.progress
+        self._target = manner.target
+        self._times = manner.times or _times_of(deployment)
         self._groups = self._make_groups(configs)
         self._group_of = {name: group for group in self._groups for name in group.members}
         self._pids: dict[str, int] = {}

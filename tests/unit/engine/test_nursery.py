@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import scripted_target
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,8 +54,8 @@ class NurseryUnderTest:
         with theirs:
             self.process = subprocess.Popen(
                 [*command, "--run-dir", str(run_dir), "--preload", preload],
-                stdin=theirs,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+                stdin=theirs.fileno(),
+                env={**os.environ, "PYTHONPATH": str(Path(scripted_target.__file__).parent)},
             )
 
     def send(self, message: ToNursery) -> None:
@@ -184,9 +185,7 @@ def test_the_nursery_never_kills_a_process_that_is_not_its_own(nursery: NurseryU
 
 def test_many_ranks_that_end_at_once_are_all_reported(nursery: NurseryUnderTest) -> None:
     for rank in range(20):
-        nursery.send(
-            Spawn(config=nursery.config(rank), log=str(nursery.log), target="scripted_target:end_with_rank")
-        )
+        nursery.send(Spawn(config=nursery.config(rank), log=str(nursery.log), target="scripted_target:end_with_rank"))
     seen = [nursery.recv() for _ in range(40)]
     assert sorted(message.status for message in seen if isinstance(message, Exited)) == list(range(20))
 
@@ -235,7 +234,8 @@ def test_a_missing_module_is_named(run_dir: Path) -> None:
 def test_frames_come_out_whole_however_the_bytes_are_cut(sizes: list[int], cuts: list[int]) -> None:
     bodies = [bytes([index % 256]) * size for index, size in enumerate(sizes)]
     stream = b"".join(len(body).to_bytes(4, "big") + body for body in bodies)
-    buffer, found, place = FrameBuffer(), [], 0
+    buffer, place = FrameBuffer(), 0
+    found: list[bytes] = []
     while place < len(stream):
         cut = cuts[place % len(cuts)]
         found += buffer.feed(stream[place : place + cut])

@@ -41,9 +41,14 @@ def sleep(config: RankConfig) -> int:
 
 def describe(config: RankConfig) -> int:
     """Write down what the process looks like from inside."""
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    Path(config.run_dir, "described").write_text(
-        f"{Path('/proc/self/comm').read_text().strip()} {ignored} {os.getsid(0) == os.getpid()} "
-        f"{threading.active_count()} {os.readlink('/proc/self/fd/0')} {len(os.listdir('/proc/self/fd'))}"
+    opened = Path("/proc/self/fd")
+    facts = (
+        Path("/proc/self/comm").read_text(encoding="ascii").strip(),
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+        os.getsid(0) == os.getpid(),
+        threading.active_count(),
+        (opened / "0").readlink(),
+        len(list(opened.iterdir())),
     )
+    Path(config.run_dir, "described").write_text(" ".join(map(str, facts)), encoding="ascii")
     return 0
