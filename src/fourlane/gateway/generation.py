@@ -114,8 +114,6 @@ class Generation:
         self.deadline = deadline
         self.choices = [Choice(self, index, spec) for index, spec in enumerate(request.choices)]
         self.unfinished = len(self.choices)
-        self.waiting = 0
-        """Choices in the gateway's queue."""
         self.cached_tokens: int | None = None
         """Prompt tokens found in a prefix cache, once a prefill rank has said so."""
         self._pending: dict[int, Delta] = {}

@@ -7,6 +7,7 @@ it cannot do. What a request means is worked out in `prepare`; answers are in `o
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationOptions",
     "StreamOptions",
     "parse_request",
+    "refused_fields",
 ]
 
 MAX_STOPS = 16
@@ -151,6 +153,12 @@ class ChatRequest(GenerationOptions, kw_only=True, forbid_unknown_fields=True):
     chat_template: Refused = None
     continue_final_message: Refused = None
     documents: Refused = None
+
+
+@cache
+def refused_fields(kind: type[GenerationOptions]) -> tuple[str, ...]:
+    """Return the fields of a kind of request that are known but not supported."""
+    return tuple(field.name for field in msgspec.structs.fields(kind) if field.type is Refused)
 
 
 Request = TypeVar("Request", CompletionRequest, ChatRequest)

@@ -12,7 +12,7 @@ from fourlane.engine.messages import Sampling
 from fourlane.errors import InvalidRequest
 from fourlane.gateway.detokenizer import ChoiceText
 from fourlane.gateway.generation import ChoiceSpec, GenerationRequest
-from fourlane.gateway.openai_types import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS
+from fourlane.gateway.openai_types import MAX_BIASES, MAX_CHOICES, MAX_STOP_CHARACTERS, MAX_STOPS, refused_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,8 +79,7 @@ async def prepare_completion(state: GatewayState, request: CompletionRequest, re
         request,
         request_id,
         prompts,
-        max_tokens=request.max_tokens or _default_tokens(state, prompts),
-        max_tokens_given=request.max_tokens is not None,
+        max_tokens=_max_tokens(state, prompts, request.max_tokens, default=DEFAULT_MAX_TOKENS),
         logprobs=request.logprobs,
         echo=texts,
     )
@@ -118,8 +117,7 @@ async def prepare_chat(state: GatewayState, request: ChatRequest, request_id: st
         request,
         request_id,
         [prompt],
-        max_tokens=given or limit - len(prompt),
-        max_tokens_given=given is not None,
+        max_tokens=_max_tokens(state, [prompt], given, default=limit),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
@@ -131,7 +129,6 @@ def _job(
     prompts: list[list[int]],
     *,
     max_tokens: int,
-    max_tokens_given: bool,
     logprobs: int | None,
     echo: list[str] | None = None,
 ) -> Job:
@@ -139,8 +136,6 @@ def _job(
     if n * len(prompts) > MAX_CHOICES:
         found = f"{len(prompts)} prompts with n = {n}"
         raise InvalidRequest(f"n: expected at most {MAX_CHOICES} texts a request, got {found}", param="n")
-    if max_tokens_given:
-        _check_room(state, prompts, max_tokens)
     if (request.min_tokens or 0) > max_tokens:
         found = f"min_tokens: expected at most max_tokens ({max_tokens}), got {request.min_tokens}"
         raise InvalidRequest(found, param="min_tokens")
@@ -193,10 +188,10 @@ def _check_common(state: GatewayState, request: CompletionRequest | ChatRequest)
     if request.model != state.model.name:
         message = f'model: "{request.model[:80]}" is not served here; expected "{state.model.name}"'
         raise InvalidRequest(message, param="model", code="model_not_found", status=404)
-    for field in msgspec.structs.fields(request):
-        if field.type is object and getattr(request, field.name) not in (None, False, [], {}, "", 0):
-            message = f"{field.name}: not supported by this service; leave it out"
-            raise InvalidRequest(message, param=field.name, code="unsupported_parameter")
+    for name in refused_fields(type(request)):
+        if getattr(request, name) not in (None, False, [], {}, "", 0):
+            message = f"{name}: not supported by this service; leave it out"
+            raise InvalidRequest(message, param=name, code="unsupported_parameter")
     if request.response_format is not None and request.response_format.type != "text":
         found = request.response_format.type[:40]
         raise InvalidRequest(f'response_format: only "text" is supported, got "{found}"', param="response_format")
@@ -263,19 +258,19 @@ def _check_prompt(state: GatewayState, prompt: list[int], param: str) -> None:
         raise InvalidRequest(message, param=param)
 
 
-def _check_room(state: GatewayState, prompts: list[list[int]], max_tokens: int) -> None:
+def _max_tokens(state: GatewayState, prompts: list[list[int]], given: int | None, *, default: int) -> int:
+    """Return the most tokens to produce: what the client gave, which must fit, or as much of `default` as fits."""
     limit, longest = state.max_length(), max(map(len, prompts))
-    if longest + max_tokens > limit:
+    if given is None:
+        return min(default, limit - longest)
+    if longest + given > limit:
         raise InvalidRequest(
-            f"max_tokens: {longest} tokens of prompt and {max_tokens} of output make {longest + max_tokens}; "
+            f"max_tokens: {longest} tokens of prompt and {given} of output make {longest + given}; "
             f"the limit is {limit}: ask for at most {limit - longest}",
             param="max_tokens",
             code="context_length_exceeded",
         )
-
-
-def _default_tokens(state: GatewayState, prompts: list[list[int]]) -> int:
-    return min(DEFAULT_MAX_TOKENS, state.max_length() - max(map(len, prompts)))
+    return given
 
 
 def _echoed(state: GatewayState, request: CompletionRequest, prompts: list[list[int]]) -> list[str]:
@@ -323,7 +318,7 @@ def _template_options(given: Mapping[str, object] | None) -> dict[str, object]:
     """Return the client's template variables; those the service sets itself cannot be given."""
     taken = {"messages", "add_generation_prompt", "tools", "documents"} & set(given or {})
     if taken:
-        name = sorted(taken)[0]
+        name = min(taken)
         raise InvalidRequest(
             f"chat_template_kwargs.{name}: set by the service; leave it out", param="chat_template_kwargs"
         )

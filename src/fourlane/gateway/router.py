@@ -8,29 +8,16 @@ One asyncio loop owns a `Router`; no method may be called from another thread. I
 from __future__ import annotations
 
 import asyncio
-import heapq
-import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourlane.engine.messages import (
-    Cancel,
-    Failed,
-    KvDelivered,
-    Prefill,
-    RankStats,
-    Reserve,
-    Reserved,
-    Run,
-    SequenceSpec,
-    TokenEvent,
-    Tokens,
-)
+from fourlane.engine.messages import Failed, KvDelivered, RankStats, Reserved, TokenEvent, Tokens
 from fourlane.errors import InvalidRequest, Overloaded, ServiceUnavailable
 from fourlane.gateway.generation import Attempt, Choice, Generation, GenerationRequest
-from fourlane.gateway.placing import Placing, place
+from fourlane.gateway.ledger import Ledger
+from fourlane.gateway.limits import Limits, stall_of, timed_out
+from fourlane.gateway.placing import place
 from fourlane.gateway.ranks import RankLink, RankView, expected_ranks
-from fourlane.policy.request_routing import pages_for
+from fourlane.gateway.waiting_line import WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,37 +31,6 @@ __all__ = ["Limits", "Router"]
 SWEEP_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds on what the router takes on and waits for.
-
-    Units:
-        *_s: seconds.
-    """
-
-    max_queued_requests: int = 256
-    request_timeout_s: float = 600.0
-    max_retries: int = 3
-    reserve_timeout_s: float = 20.0
-    """A decode rank that does not answer a reservation for so long has lost it."""
-    gap_timeout_s: float = 5.0
-    """A token missing for so long, while later ones have come, is lost."""
-    retry_delay_s: float = 0.1
-    """Wait before the first retry after a failure; doubles with each, up to two seconds."""
-    refusal_delay_s: float = 0.5
-    """A rank that refused a reservation gets no other for so long, unless it reports sooner."""
-
-    @classmethod
-    def of(cls, deployment: Deployment) -> Limits:
-        """Return the limits a deployment asks for."""
-        gateway = deployment.gateway
-        return cls(
-            max_queued_requests=gateway.max_queued_requests,
-            request_timeout_s=gateway.request_timeout.seconds,
-            max_retries=gateway.max_retries,
-        )
-
-
 class Router:
     """Brings requests to ranks and their tokens back."""
 
@@ -84,13 +40,10 @@ class Router:
         self.metrics = metrics
         self.started_at = 0.0
         self.ranks: dict[str, RankView] = expected_ranks(deployment)
-        self._link = link
         self._block_size = deployment.kv_cache.block_size
-        self._queue: list[tuple[int, int, Choice]] = []
+        self._line = WaitingLine()
+        self._ledger = Ledger(link, self._block_size)
         self._generations: dict[Generation, None] = {}
-        self._queued: set[Generation] = set()
-        self._attempts: dict[int, Attempt] = {}
-        self._next_sequence = secrets.randbits(30) << 32
         self._arrivals = 0
         self._stopping = False
         self._failed_pools: dict[str, str] = {}
@@ -128,12 +81,12 @@ class Router:
     @property
     def waiting(self) -> int:
         """Return the requests with a choice in the queue."""
-        return len(self._queued)
+        return len(self._line)
 
     @property
     def running(self) -> int:
         """Return the sequences at ranks."""
-        return len(self._attempts)
+        return len(self._ledger)
 
     def token_limit(self) -> int | None:
         """Return the most tokens (prompt and output) of a sequence that every rank can hold; None before any is up.
@@ -216,10 +169,10 @@ class Router:
             raise ServiceUnavailable("the service is shutting down; retry", retry_after=5)
         if self._failed_pools:
             raise self._no_pool()
-        if len(self._queued) >= max(1, self.limits.max_queued_requests):
+        if len(self._line) >= max(1, self.limits.max_queued_requests):
             raise Overloaded(
-                f"{len(self._queued)} requests are waiting, the limit is {self.limits.max_queued_requests}; retry later",
-                retry_after=self.metrics.figures.retry_after(len(self._queued), self._loop.time()),
+                f"{len(self._line)} requests are waiting, the limit is {self.limits.max_queued_requests}; retry later",
+                retry_after=self.metrics.figures.retry_after(len(self._line), self._loop.time()),
             )
         self._check_lengths(request)
         now = self._loop.time()
@@ -235,14 +188,14 @@ class Router:
         self._generations[generation] = None
         self._idle.clear()
         for choice in generation.choices:
-            self._enqueue(choice)
+            self._line.add(choice)
         self._start_sweeper()
         self._pump()
         return generation
 
     def _refuse_oversized(self) -> None:
         """Refuse what was queued before any rank had said how much it holds, and turns out too long."""
-        for generation in list(self._queued):
+        for generation in self._line.requests():
             try:
                 self._check_lengths(generation.request)
             except InvalidRequest as error:
@@ -270,7 +223,7 @@ class Router:
         if choice.finished:
             return
         if choice.attempt is not None:
-            self._abandon(choice.attempt)
+            self._ledger.abandon(choice.attempt)
         self._choice_done(choice, "stop")
         self._pump()
 
@@ -290,13 +243,13 @@ class Router:
             self._on_failed(name, message)
         else:
             return
-        if self._queue:
+        if self._line:
             self._pump()
 
     def _on_tokens(self, message: Tokens) -> None:
         now = self._now()
         for event in message.events:
-            attempt = self._attempts.get(event.sequence_id)
+            attempt = self._ledger.get(event.sequence_id)
             if attempt is None:
                 continue
             expected = len(attempt.choice.tokens)
@@ -310,8 +263,7 @@ class Router:
         """Deliver a token that is next in line, and those that had come before it was."""
         choice = attempt.choice
         if attempt.prompt_cost:
-            attempt.prefill.queued_tokens -= attempt.prompt_cost
-            attempt.prompt_cost = 0
+            self._ledger.computed(attempt)
         while True:
             self._observe(choice, now)
             choice.tokens.append(event.token_id)
@@ -326,7 +278,7 @@ class Router:
                 break
             event = following
         attempt.gap_since = now if attempt.early else None
-        self._grow(attempt)
+        self._ledger.grow(attempt)
 
     def _observe(self, choice: Choice, now: float) -> None:
         if choice.tokens:
@@ -336,35 +288,26 @@ class Router:
             self.metrics.first_token(now - choice.generation.submitted_at, now)
         choice.last_token_at = now
 
-    def _grow(self, attempt: Attempt) -> None:
-        spec = attempt.choice.spec
-        pages = pages_for(len(spec.token_ids) + len(attempt.choice.tokens), self._block_size)
-        if pages > attempt.pages:
-            attempt.decode.pages += pages - attempt.pages
-            attempt.pages = pages
-
     def _finished(self, attempt: Attempt, event: TokenEvent) -> None:
         if attempt.state == "prefilling" and attempt.prefill is not attempt.decode:
-            self._abandon(attempt)  # the first token was the last: the decode rank holds pages for nothing
+            self._ledger.abandon(attempt)  # the first token was the last: the decode rank holds pages for nothing
         else:
-            self._release(attempt)
+            self._ledger.release(attempt)
         self._choice_done(attempt.choice, event.finish or "stop")
         self._pump()
 
     def _on_reserved(self, message: Reserved) -> None:
-        attempt = self._attempts.get(message.sequence_id)
+        attempt = self._ledger.get(message.sequence_id)
         if attempt is None or attempt.state != "reserving":
             return
         if attempt.prefill.state not in {"ready", "draining", "paused"}:
             self._retry(attempt, f"rank {attempt.prefill.name} was lost before it began", culprit=attempt.prefill)
             return
-        attempt.state = "prefilling"
-        attempt.since = self._now()
-        self._link.send(attempt.prefill.name, Prefill(sequence=self._spec(attempt), target=message.target))
+        self._ledger.prefill(attempt, message.target, self._now())
 
     def _on_delivered(self, message: KvDelivered) -> None:
         self.metrics.kv_delivered(message)
-        attempt = self._attempts.get(message.sequence_id)
+        attempt = self._ledger.get(message.sequence_id)
         if attempt is not None:
             attempt.state = "decoding"
             generation = attempt.choice.generation
@@ -372,7 +315,7 @@ class Router:
                 generation.cached_tokens = message.cached_tokens
 
     def _on_failed(self, name: str, message: Failed) -> None:
-        attempt = self._attempts.get(message.sequence_id)
+        attempt = self._ledger.get(message.sequence_id)
         if attempt is None:
             return
         rank = self._rank(name)
@@ -395,28 +338,12 @@ class Router:
 
         def retry() -> None:
             self._timers.discard(handle)
-            if attempt.sequence_id in self._attempts:
+            if self._ledger.get(attempt.sequence_id) is attempt:
                 self._retry(attempt, reason, culprit=attempt.decode)
 
-        handle = self._call_later(self.limits.retry_delay_s, retry)
+        handle = self._call_later(self.limits.last_token_grace_s, retry)
 
     # from the queue to the ranks
-
-    def _enqueue(self, choice: Choice) -> None:
-        if choice.finished:
-            return
-        generation = choice.generation
-        heapq.heappush(self._queue, (generation.arrival, choice.index, choice))
-        generation.waiting += 1
-        self._queued.add(generation)
-
-    def _dequeue(self) -> Choice:
-        choice = heapq.heappop(self._queue)[2]
-        generation = choice.generation
-        generation.waiting -= 1
-        if generation.waiting == 0:
-            self._queued.discard(generation)
-        return choice
 
     def _pump(self) -> None:
         """Send off requests, oldest first, until one finds no room.
@@ -424,85 +351,28 @@ class Router:
         None overtakes: what is oldest gets the next room, so none starves, and a sequence that
         was evicted (it keeps its request's age) gets it before those that crowded it out.
         """
-        while self._queue:
-            choice = self._queue[0][2]
-            if choice.finished:
-                self._dequeue()
-                continue
-            placing = place(choice, self.ranks.values(), block_size=self._block_size, now=self._now())
+        while (choice := self._line.first()) is not None:
+            now = self._now()
+            placing = place(choice, self.ranks.values(), block_size=self._block_size, now=now)
             if placing is None:
                 return
-            self._dequeue()
-            self._begin(choice, placing)
-
-    def _begin(self, choice: Choice, placing: Placing) -> None:
-        now = self._now()
-        self._next_sequence += 1
-        attempt = Attempt(
-            sequence_id=self._next_sequence,
-            choice=choice,
-            decode=placing.decode,
-            prefill=placing.prefill,
-            pages=placing.pages,
-            prompt_cost=placing.prompt_cost,
-            first_index=len(choice.tokens),
-            since=now,
-        )
-        if not choice.tokens and choice.retries == choice.evictions == 0:
-            self.metrics.dequeued(now - choice.generation.submitted_at)
-        choice.attempt = attempt
-        self._attempts[attempt.sequence_id] = attempt
-        for rank in {placing.decode, placing.prefill}:
-            rank.attempts.add(attempt)
-        placing.decode.owned += 1
-        placing.decode.pages += placing.pages
-        placing.prefill.queued_tokens += placing.prompt_cost
-        placing.prefill.remember_prefix(choice.hashes)
-        if placing.prefill is placing.decode:
-            attempt.state = "decoding"
-            self._link.send(placing.decode.name, Run(sequence=self._spec(attempt)))
-        else:
-            self._link.send(placing.decode.name, Reserve(sequence=self._spec(attempt)))
-
-    def _spec(self, attempt: Attempt) -> SequenceSpec:
-        spec = attempt.choice.spec
-        return SequenceSpec(
-            sequence_id=attempt.sequence_id,
-            token_ids=spec.token_ids + attempt.choice.tokens,
-            prompt_tokens=len(spec.token_ids),
-            sampling=spec.sampling,
-        )
+            self._line.take()
+            if not choice.tokens and choice.retries == choice.evictions == 0:
+                self.metrics.dequeued(now - choice.generation.submitted_at)
+            self._ledger.begin(choice, placing, now)
 
     # ends
-
-    def _release(self, attempt: Attempt) -> None:
-        """Strike an attempt from the books."""
-        del self._attempts[attempt.sequence_id]
-        attempt.choice.attempt = None
-        attempt.decode.attempts.discard(attempt)
-        attempt.prefill.attempts.discard(attempt)
-        attempt.decode.owned -= 1
-        attempt.decode.pages -= attempt.pages
-        attempt.prefill.queued_tokens -= attempt.prompt_cost
-        attempt.prompt_cost = 0
-
-    def _abandon(self, attempt: Attempt) -> None:
-        """Strike an attempt from the books and tell its ranks to drop it."""
-        self._release(attempt)
-        for name in sorted({attempt.decode.name, attempt.prefill.name}):
-            if self.ranks[name].state not in {"lost", "starting"}:
-                self._link.send(name, Cancel(sequence_ids=[attempt.sequence_id]))
 
     def _requeue(self, attempt: Attempt, reason: str) -> None:
         """Try again when there is room; does not count as a retry."""
         attempt.choice.last_failure = reason
-        self._abandon(attempt)
-        self._enqueue(attempt.choice)
+        self._ledger.abandon(attempt)
+        self._line.add(attempt.choice)
 
     def _retry(self, attempt: Attempt, reason: str, *, culprit: RankView) -> None:
         """Try again, rather elsewhere, after a short wait; fail the request when that was tried often enough."""
         choice = attempt.choice
-        self._abandon(attempt)
+        self._ledger.abandon(attempt)
         choice.retries += 1
         choice.last_failure = reason
         choice.avoid.add(culprit.name)
@@ -511,14 +381,15 @@ class Router:
             self._fail(choice.generation, ServiceUnavailable(f"{tries}; a retry is safe"))
             return
         self.metrics.retried()
-        delay = 0.0 if culprit.state == "lost" else min(2.0, self.limits.retry_delay_s * 2 ** (choice.retries - 1))
+        delay = 0.0 if culprit.state == "lost" else self.limits.retry_delay(choice.retries)
         self._later(delay, choice)
 
     def _later(self, delay: float, choice: Choice) -> None:
         def enqueue() -> None:
             self._timers.discard(handle)
-            self._enqueue(choice)
-            self._pump()
+            if not choice.finished:
+                self._line.add(choice)
+                self._pump()
 
         handle = self._call_later(delay, enqueue)
 
@@ -549,13 +420,13 @@ class Router:
                 choice.finished = True
                 self.metrics.choice_finished(reason, choice, self._now())
                 if choice.attempt is not None:
-                    self._abandon(choice.attempt)
+                    self._ledger.abandon(choice.attempt)
         generation.unfinished = 0
         self._forget(generation)
 
     def _forget(self, generation: Generation) -> None:
         self._generations.pop(generation, None)
-        self._queued.discard(generation)
+        self._line.drop(generation)
         if not self._generations:
             self._idle.set()
 
@@ -582,36 +453,11 @@ class Router:
         now = self._now()
         for generation in list(self._generations):
             if now >= generation.deadline:
-                self._fail(generation, self._timed_out(generation))
-        for attempt in list(self._attempts.values()):
-            self._check_stall(attempt, now)
+                self._fail(generation, timed_out(generation, self.limits))
+        for attempt in self._ledger.all():
+            stall = stall_of(attempt, self.limits, now)
+            if stall is not None:
+                self._retry(attempt, stall[0], culprit=stall[1])
         self._pump()
         if self._generations:
             self._start_sweeper()
-
-    def _check_stall(self, attempt: Attempt, now: float) -> None:
-        if attempt.decode.state == "paused" or attempt.prefill.state == "paused":
-            return
-        name = attempt.decode.name
-        if attempt.state == "reserving" and now - attempt.since > self.limits.reserve_timeout_s:
-            reason = f"rank {name} did not answer a reservation for {self.limits.reserve_timeout_s:g} s"
-            self._retry(attempt, reason, culprit=attempt.decode)
-        elif attempt.gap_since is not None and now - attempt.gap_since > self.limits.gap_timeout_s:
-            missing = len(attempt.choice.tokens)
-            reason = f"token {missing} did not come, though later ones did, for {self.limits.gap_timeout_s:g} s"
-            self._retry(attempt, reason, culprit=attempt.prefill if missing == attempt.first_index else attempt.decode)
-
-    def _timed_out(self, generation: Generation) -> ServiceUnavailable:
-        open_choices = [choice for choice in generation.choices if not choice.finished]
-        attempt = next((choice.attempt for choice in open_choices if choice.attempt is not None), None)
-        where = (
-            f"{attempt.state} on ranks {attempt.prefill.name} and {attempt.decode.name}"
-            if attempt is not None
-            else "waiting for room on a rank"
-        )
-        failures = {choice.last_failure for choice in open_choices if choice.last_failure}
-        last = f"; the last failure: {sorted(failures)[0]}" if failures else ""
-        return ServiceUnavailable(
-            f"the request did not end within {self.limits.request_timeout_s:g} s: it was {where} after "
-            f"{sum(len(choice.tokens) for choice in generation.choices)} tokens{last}",
-        )

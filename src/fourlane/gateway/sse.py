@@ -127,7 +127,7 @@ class EventStream(Response):
         pairs = {"content-type": "text/event-stream; charset=utf-8", **(headers or {})}
         self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs.items()]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
         answer, generation = self._answer, self._answer.generation
         started = False

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourlane.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fourlane.gateway.metrics import Metrics
     from fourlane.gateway.router import Router
     from fourlane.gateway.tokenizer import ModelTokenizer

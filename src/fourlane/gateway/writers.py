@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from fourlane.engine.messages import TokenEvent
 from fourlane.gateway.openai_answers import (
     ChatAnswer,
     ChatChoice,
@@ -27,7 +28,6 @@ from fourlane.gateway.openai_answers import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fourlane.engine.messages import TokenEvent
     from fourlane.gateway.prepare import Job
     from fourlane.gateway.state import ModelFacts
     from fourlane.gateway.tokenizer import ModelTokenizer

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_service import FakeService, build_model_folder  # noqa: E402 - found through the line above
+from fake_service import FakeService, build_model_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +23,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def service(model_folder: Path):
+def service(model_folder: Path) -> Iterator[FakeService]:
     """Return a running service of 2 prefill and 2 decode fake ranks."""
     with FakeService(model_folder) as running:
         yield running

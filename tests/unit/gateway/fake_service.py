@@ -22,6 +22,7 @@ from fourlane.spec.deployment import Deployment, Gateway, Pool
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
+    from typing import Self
 
 TEMPLATE = (
     "{%- for message in messages -%}{{- '<|' + message['role'] + '|>' + message['content'] -}}{%- endfor -%}"
@@ -92,7 +93,7 @@ class FakeService:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
 
-    def __enter__(self) -> FakeService:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(20), "the service did not come up within 20 s"
         return self

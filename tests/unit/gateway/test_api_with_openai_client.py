@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import openai
 import pytest
 from fake_ranks import FakeRanks
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 def says(service: FakeService, text: str) -> None:
     """Let the fake ranks produce this text, then the end of sequence."""
     ids = service.state.tokenizer._encode(text, add_special_tokens=False, param="prompt")
-    service.ranks.script = lambda spec, index: ids[index] if index < len(ids) else 0
+    service.ranks.script = lambda _, index: ids[index] if index < len(ids) else 0
+
+
+def client_of(service: FakeService, key: str = "none") -> openai.OpenAI:
+    """Return a client that does not retry by itself."""
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=20)
 
 
 @pytest.fixture
 def client(service: FakeService) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=20) as made:
+    with client_of(service) as made:
         yield made
 
 
@@ -196,7 +202,7 @@ def test_chat_logprobs_have_bytes_and_tops(service: FakeService, client: openai.
     ],
 )
 def test_stop_strings_cut_exactly_and_cancel_the_work(
-    service: FakeService, client: openai.OpenAI, model: str, stream: bool, stop: Any, keep: bool, expected: str
+    service: FakeService, client: openai.OpenAI, model: str, *, stream: bool, stop: Any, keep: bool, expected: str
 ) -> None:
     says(service, "In the beginning God created the heaven and the earth")
     wanted = {
@@ -275,42 +281,47 @@ def test_a_disconnected_whole_request_is_cancelled_too(service: FakeService, cli
 
 def test_a_full_queue_is_answered_with_429_and_a_hint(model_folder: Path) -> None:
     ranks = FakeRanks()
-    with FakeService(model_folder, ranks=ranks, up=False, max_queued_requests=2) as service:
-        with openai.OpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0, timeout=20) as client:
-            name = service.state.model.name
-            jobs = [_background(client, name) for _ in range(2)]
-            _await(lambda: service.call(lambda: service.router.waiting) == 2)
-            with pytest.raises(openai.RateLimitError, match="2 requests are waiting") as refused:
-                client.completions.create(model=name, prompt="x")
-            assert int(refused.value.response.headers["retry-after"]) >= 1
-            service.call(lambda: ranks.bring_up(service.router))
-            assert [job() for job in jobs] == [16, 16]
-            assert client.completions.create(model=name, prompt="x").usage.completion_tokens == 16
+    with (
+        FakeService(model_folder, ranks=ranks, up=False, max_queued_requests=2) as service,
+        client_of(service) as client,
+    ):
+        name = service.state.model.name
+        jobs = [_background(client, name) for _ in range(2)]
+        _await(lambda: service.call(lambda: service.router.waiting) == 2)
+        with pytest.raises(openai.RateLimitError, match="2 requests are waiting") as refused:
+            client.completions.create(model=name, prompt="x")
+        assert int(refused.value.response.headers["retry-after"]) >= 1
+        service.call(lambda: ranks.bring_up(service.router))
+        assert [job() for job in jobs] == [16, 16]
+        assert client.completions.create(model=name, prompt="x").usage.completion_tokens == 16
 
 
 def test_an_error_before_the_first_token_has_a_status_and_later_an_event(model_folder: Path) -> None:
     ranks = FakeRanks()
-    with FakeService(model_folder, ranks=ranks, max_retries=0) as service:
-        with openai.OpenAI(base_url=f"{service.url}/v1", api_key="x", max_retries=0, timeout=20) as client:
-            name = service.state.model.name
-            ranks.fail_prefill = 1
-            with pytest.raises(openai.InternalServerError, match="a retry is safe") as failed:
-                client.completions.create(model=name, prompt="x", stream=True)
-            assert failed.value.status_code == 503
-            assert failed.value.response.headers["retry-after"] == "1"
-            ranks.fail_decode, ranks.fail_at, ranks.step_s = 1, 3, 0.02
-            stream = client.completions.create(model=name, prompt="x", stream=True)
-            with pytest.raises(openai.APIError, match="a retry is safe"):
-                list(stream)
+    with FakeService(model_folder, ranks=ranks, max_retries=0) as service, client_of(service) as client:
+        name = service.state.model.name
+        ranks.fail_prefill = 1
+        with pytest.raises(openai.InternalServerError, match="a retry is safe") as failed:
+            client.completions.create(model=name, prompt="x", stream=True)
+        assert failed.value.status_code == 503
+        assert failed.value.response.headers["retry-after"] == "1"
+        ranks.fail_decode, ranks.fail_at, ranks.step_s = 1, 3, 0.02
+        stream = client.completions.create(model=name, prompt="x", stream=True)
+        with pytest.raises(openai.APIError, match="a retry is safe"):
+            list(stream)
 
 
 def test_an_api_key_guards_v1_only(model_folder: Path) -> None:
     with FakeService(model_folder, api_key="sesame") as service:
-        for key in ("wrong", "sesam", "sésame"[:1]):
-            with openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client:
-                with pytest.raises(openai.AuthenticationError, match="API key is wrong"):
-                    client.completions.create(model=service.state.model.name, prompt="x")
-        with openai.OpenAI(base_url=f"{service.url}/v1", api_key="sesame", max_retries=0) as client:
+        for key in ("wrong", "sesam", "sesame2"):
+            with (
+                client_of(service, key) as client,
+                pytest.raises(openai.AuthenticationError, match="API key is wrong"),
+            ):
+                client.completions.create(model=service.state.model.name, prompt="x")
+        assert httpx.get(f"{service.url}/v1/models").status_code == 401
+        assert httpx.get(f"{service.url}/health").status_code == 200
+        with client_of(service, "sesame") as client:
             assert client.models.list().data
             assert client.completions.create(model=service.state.model.name, prompt="x").choices
 

@@ -140,7 +140,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("path", "fields", "status", "part", "param"), BODIES)
-def test_a_bad_field_is_refused_by_name(  # noqa: PLR0913
+def test_a_bad_field_is_refused_by_name(
     running: FakeService,
     http: httpx.Client,
     path: str,

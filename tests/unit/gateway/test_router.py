@@ -156,7 +156,7 @@ def test_too_many_failures_end_the_request_with_the_reason() -> None:
         ranks.fail_decode = 10
         async with routing(ranks) as router:
             with pytest.raises(
-                ServiceUnavailable, match="4 attempts failed, the last because rank decode/.: KV transfer"
+                ServiceUnavailable, match=r"4 attempts failed, the last because rank decode/.: KV transfer"
             ):
                 await tokens_of(router.submit(wanted([7, 8], max_tokens=20)))
             assert not ranks.owned("decode/0")
@@ -317,7 +317,7 @@ def test_a_request_past_its_deadline_is_told_where_it_was() -> None:
         ranks = FakeRanks()
         limits = Limits(request_timeout_s=0.3)
         async with routing(ranks, limits=limits, up=False) as router:
-            with pytest.raises(ServiceUnavailable, match="did not end within 0.3 s: it was waiting for room"):
+            with pytest.raises(ServiceUnavailable, match=r"did not end within 0\.3 s: it was waiting for room"):
                 await tokens_of(router.submit(wanted([1])))
             ranks.bring_up(router)
             ranks.silent = set(router.ranks)
