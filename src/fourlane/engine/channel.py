@@ -15,12 +15,13 @@ A rank holds a `RankChannel` (DEALER), the gateway a `Hub` (ROUTER). No torch he
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections import Counter, deque
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
@@ -52,7 +53,7 @@ class RankChannel:
         context: a ZeroMQ context to share; None: one of its own. Never one from before a fork.
     """
 
-    def __init__(self, secret: Secret, identity: str, *, context: zmq.Context | None = None) -> None:
+    def __init__(self, secret: Secret, identity: str, *, context: zmq.SyncContext | None = None) -> None:
         self.identity = identity
         self.drops = Drops(f"rank {identity}")
         self.hub_changes = 0
@@ -72,7 +73,7 @@ class RankChannel:
         self._hello: bytes | None = None
 
     @property
-    def socket(self) -> zmq.Socket:
+    def socket(self) -> zmq.SyncSocket:
         """Return the socket, to be registered with a `zmq.Poller` for POLLIN. Do not read from it."""
         return self._socket
 
@@ -300,6 +301,7 @@ class Hub:
     def _transmit(self, address: bytes, frames: list[bytes]) -> None:
         # With DONTWAIT pyzmq sends at once and returns a future that is done, or failed.
         future = self._socket.send_multipart([address, *frames], flags=zmq.DONTWAIT)
+        assert isinstance(future, asyncio.Future)
         assert future.done()
         future.result()
 
@@ -311,7 +313,7 @@ class Listening:
     else has bound the same path since.
     """
 
-    def __init__(self, sock: zmq.Socket, endpoint: str, who: str) -> None:
+    def __init__(self, sock: zmq.Socket[Any], endpoint: str, who: str) -> None:
         try:
             sock.bind(endpoint)
         except zmq.ZMQError as error:
@@ -352,7 +354,7 @@ class Drops:
             _log.warning("%s: dropped a frame (%d of this kind): %s", self._owner, count, detail)
 
 
-def mark_control(socket: zmq.Socket) -> None:
+def mark_control(socket: zmq.Socket[Any]) -> None:
     """Mark what a ZeroMQ socket sends over TCP as control traffic, and notice peers that are gone."""
     socket.setsockopt(zmq.TOS, dscp_to_tos(TrafficClass.CONTROL.dscp))
     socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
@@ -364,7 +366,7 @@ def mark_control(socket: zmq.Socket) -> None:
 
 def _address(identity: str, session: bytes) -> bytes:
     address = identity.encode() + b"#" + session.hex().encode()
-    if not identity or "#" in identity or len(address) > 255:  # noqa: PLR2004 - ZeroMQ's limit
+    if not identity or "#" in identity or len(address) > 255:
         raise ValueError(f'identity: expected a short name without "#", got {identity!r}')
     return address
 

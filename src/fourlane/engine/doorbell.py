@@ -30,7 +30,7 @@ class Doorbell:
         context: a ZeroMQ context to share; None: one of its own. Never one from before a fork.
     """
 
-    def __init__(self, secret: Secret, identity: str, *, context: zmq.Context | None = None) -> None:
+    def __init__(self, secret: Secret, identity: str, *, context: zmq.SyncContext | None = None) -> None:
         self.identity = identity
         self.drops = Drops(f"doorbell of rank {identity}")
         self._secret = secret
@@ -42,11 +42,11 @@ class Doorbell:
         self._session = f"{identity}#{secrets.token_hex(_NONCE_BYTES)}".encode()
         self._counter = 0
         self._heard: dict[bytes, Replays] = {}
-        self._ropes: dict[str, zmq.Socket] = {}
+        self._ropes: dict[str, zmq.SyncSocket] = {}
         self._listening: Listening | None = None
 
     @property
-    def socket(self) -> zmq.Socket:
+    def socket(self) -> zmq.SyncSocket:
         """Return the socket, to be registered with a `zmq.Poller` for POLLIN. Do not read from it."""
         return self._bell
 
@@ -108,7 +108,7 @@ class Doorbell:
         if self._own_context:
             self._context.term()
 
-    def _rope(self, endpoint: str) -> zmq.Socket:
+    def _rope(self, endpoint: str) -> zmq.SyncSocket:
         rope = self._context.socket(zmq.PUSH)
         mark_control(rope)
         # A full queue (a peer that is gone) drops rings; what is queued is enough to wake it.
@@ -123,7 +123,7 @@ class Doorbell:
 
     def _hear(self, session: bytes, frames: list[bytes]) -> int:
         opened = open_seal(self._secret, _address(self._nonce, session), frames)
-        if opened.kind is not Kind.RING or len(opened.payload) != 8:  # noqa: PLR2004 - a 64-bit step
+        if opened.kind is not Kind.RING or len(opened.payload) != 8:
             raise ProtocolError(f"doorbell: unexpected {opened.kind.name} of {len(opened.payload)} bytes")
         self._heard.setdefault(session, Replays()).check(opened.counter)
         return int.from_bytes(opened.payload, "big")

@@ -150,7 +150,7 @@ def open_seal(secret: Secret, address: bytes, frames: list[bytes]) -> Opened:
         ProtocolError: truncated, of another version, of an unknown kind, or not sealed with this
             secret for this address.
     """
-    if len(frames) != 2 or len(frames[0]) != SEAL_BYTES:  # noqa: PLR2004 - seal and payload
+    if len(frames) != 2 or len(frames[0]) != SEAL_BYTES:
         raise ProtocolError(f"sealed frame: expected 2 parts, the first of {SEAL_BYTES} bytes, got {_sizes(frames)}")
     header, mac = frames[0][: _HEADER.size], frames[0][_HEADER.size :]
     magic, version, kind, counter, echo = _HEADER.unpack(header)

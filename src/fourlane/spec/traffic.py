@@ -55,7 +55,7 @@ def dscp_to_tos(dscp: int, *, ecn: int = 0) -> int:
     """
     if not 0 <= dscp <= MOST_DSCP:
         raise ValueError(f"DSCP: expected 0 to {MOST_DSCP}, got {dscp} (a ToS byte is four times the DSCP)")
-    if not 0 <= ecn <= 3:  # noqa: PLR2004 - two bits
+    if not 0 <= ecn <= 3:
         raise ValueError(f"ECN bits: expected 0 to 3, got {ecn}")
     return dscp << 2 | ecn
 

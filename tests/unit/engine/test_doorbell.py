@@ -131,7 +131,7 @@ def test_replayed_truncated_and_foreign_rings_are_dropped(tmp_path: Path, bells:
 
 
 def test_an_address_that_cannot_be_used_is_named(bells: Callable[..., Doorbell]) -> None:
-    with pytest.raises(EngineError, match="rank decode-0: cannot listen at 'tcp://127.0.0.1:not-a-port'"):
+    with pytest.raises(EngineError, match=r"rank decode-0: cannot listen at 'tcp://.*:not-a-port'"):
         bells("decode-0").bind("tcp://127.0.0.1:not-a-port")
     with pytest.raises(EngineError, match="cannot connect to"):
         bells("decode-0").connect(["pigeon://loft#00"])

@@ -17,6 +17,6 @@ def __getattr__(name: str) -> object:
     """Load what is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fourlane.engine.kv_transfer import select  # noqa: PLC0415 - loads torch
+    from fourlane.engine.kv_transfer import select
 
     return getattr(select, name)

@@ -275,4 +275,6 @@ def _check_version(what: str, magic: bytes, version: int) -> None:
     if magic != _MAGIC:
         raise ProtocolError(f"{what}: expected {_MAGIC!r}, got {magic!r}; something else speaks here")
     if version != VERSION:
-        raise ProtocolError(f"{what}: expected version {VERSION}, got {version}; run one version of fourlane everywhere")
+        raise ProtocolError(
+            f"{what}: expected version {VERSION}, got {version}; run one version of fourlane everywhere"
+        )

@@ -166,7 +166,8 @@ class Inlet:
         self._expect_header()
 
     def _expect_header(self) -> None:
-        self._frame, self._reservation, self._payload, self._payload_left = None, None, [], 0
+        self._frame, self._reservation, self._payload_left = None, None, 0
+        self._payload = []
         self._targets = [memoryview(self._header)]
 
     def _read_frames(self) -> None:
@@ -213,7 +214,8 @@ class Inlet:
 
     def _end_payload(self) -> None:
         frame, reservation, payload = self._frame, self._reservation, self._payload
-        self._frame, self._reservation, self._payload = None, None, []
+        self._frame, self._reservation = None, None
+        self._payload = []
         assert frame is not None
         if frame.kind == Kind.DATA:
             if reservation is not None:

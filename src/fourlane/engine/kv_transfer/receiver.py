@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fourlane.engine.kv_transfer import frames
 from fourlane.engine.kv_transfer.frames import Header, Kind, Opening, Verdict
@@ -39,19 +39,21 @@ _JOIN_TIMEOUT_S = 10.0
 
 
 class Receiver:
-    """A `KvReceiver` behind a listening socket. See `contract` for its methods.
+    """Base of both transports' receivers: a `KvReceiver` behind a listening socket. See `contract` for its methods.
 
     Args:
         listener: bound and listening; closed by `close`.
         endpoint: where senders connect.
         storage: the cache whose pages are filled.
-        transport: "tcp" or "shared_memory"; with the latter the sender writes to the pages itself.
         name: this rank, for messages.
         secret: the deployment's key.
         timeout_s: how long a stream that has begun may stand still. One that has not begun (its
             prompt waits in a queue) gets ten times as long.
-        prepare: called with every accepted socket (to mark it).
     """
+
+    transport: ClassVar[str]
+    shares: ClassVar[bool]
+    """Senders write to the pages themselves."""
 
     def __init__(
         self,
@@ -59,20 +61,16 @@ class Receiver:
         endpoint: str,
         storage: KvStorage,
         *,
-        transport: str,
         name: str,
         secret: Secret,
         timeout_s: float,
-        prepare: Callable[[socket.socket], None],
     ) -> None:
         self.endpoint = endpoint
         self._listener = listener
         self._storage = storage
-        self._shares = transport == "shared_memory"
-        self._mine = Opening.of(storage.geometry, name=name, transport=transport)
+        self._mine = Opening.of(storage.geometry, name=name, transport=self.transport)
         self._secret = secret
         self._timeout_s = timeout_s
-        self._prepare = prepare
         self._reservations: dict[int, Reservation] = {}
         self._inlets: dict[int, Inlet] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -127,6 +125,9 @@ class Receiver:
         if reservation is None or self._stop(reservation, "the receiver dropped it", on_released) is not State.STOPPING:
             on_released()
 
+    def prepare(self, sock: socket.socket) -> None:
+        """Set up an accepted socket."""
+
     def close(self) -> None:
         """Stop the thread, close all sockets; what is still expected fails. Waits for a few seconds at most."""
         if self._closing:
@@ -154,7 +155,7 @@ class Receiver:
             before, owner = reservation.state, reservation.owner
             if before is State.ENDED:
                 return None
-            must_wait = self._shares and owner is not None
+            must_wait = self.shares and owner is not None
             reservation.state = State.STOPPING if must_wait else State.ENDED
             if must_wait:
                 reservation.failure = reason
@@ -168,7 +169,7 @@ class Receiver:
         return State.STOPPING if must_wait else State.ENDED
 
     def _tell(self, inlet: Inlet, sequence_id: int, reason: str) -> None:
-        if not self._shares:
+        if not self.shares:
             inlet.reservations.pop(sequence_id, None)
         if inlet.sock.fileno() >= 0:
             self._guarded(inlet, lambda: inlet.refuse(sequence_id, reason))
@@ -230,7 +231,7 @@ class Receiver:
             sock.close()
             return
         sock.setblocking(False)  # noqa: FBT003 - the standard library's
-        self._prepare(sock)
+        self.prepare(sock)
         now = time.monotonic()
         peer = ":".join(map(str, address[:2])) if isinstance(address, tuple) else "a process of this host"
         inlet = Inlet(sock, self, peer=peer, now=now)
@@ -330,7 +331,7 @@ class Receiver:
             refusal = str(error)
         verdict = Verdict(accepted=not refusal, reason=refusal, blocks=self._storage.geometry.blocks)
         memfd = self._storage.memfd
-        descriptors = [memfd] if self._shares and memfd is not None and not refusal else []
+        descriptors = [memfd] if self.shares and memfd is not None and not refusal else []
         return frames.make_verdict(self._secret, verdict, nonce), descriptors, refusal
 
     def admit(self, inlet: Inlet, header: Header) -> tuple[Reservation, list[memoryview]] | None:
@@ -341,7 +342,7 @@ class Receiver:
         """
         geometry = self._storage.geometry
         size = header.tokens * geometry.token_bytes * 2
-        if self._shares or not 0 < header.payload_bytes == size <= geometry.total_bytes // geometry.layers:
+        if self.shares or not 0 < header.payload_bytes == size <= geometry.total_bytes // geometry.layers:
             raise self._broken(inlet, header, f"payload of {header.payload_bytes} bytes for {header.tokens} tokens")
         return self._claim(inlet, header)
 
@@ -366,7 +367,7 @@ class Receiver:
         """
         if header.kind == Kind.OPEN:
             self._open(inlet, header)
-        elif header.kind == Kind.LANDED and self._shares:
+        elif header.kind == Kind.LANDED and self.shares:
             claimed = self._claim(inlet, header)
             if claimed is not None:
                 self.landed(inlet, claimed[0], header, claimed[1])
@@ -408,7 +409,7 @@ class Receiver:
             return
         reservation.active_at = time.monotonic()
         self._check_by(reservation)
-        if self._shares:
+        if self.shares:
             blocks = reservation.blocks
             inlet.reply(Kind.GRANT, header.sequence_id, struct.pack(f"!{len(blocks)}I", *blocks))
 

@@ -13,7 +13,6 @@ import struct
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fourlane.engine.kv_transfer import frames
@@ -113,7 +112,7 @@ class Stream:
         self.hidden_s = 0.0
         self.layers_begun: set[int] = set()
 
-    def send(self, layer: int, first_token: int, k_THd: torch.Tensor, v_THd: torch.Tensor) -> None:  # noqa: N803
+    def send(self, layer: int, first_token: int, k_THd: torch.Tensor, v_THd: torch.Tensor) -> None:
         """Queue K and V of consecutive tokens of one layer.
 
         Raises:
@@ -126,7 +125,9 @@ class Stream:
         wanted = (self._geometry.kv_heads, self._geometry.head_dim)
         for tensor in (k_THd, v_THd):
             if tensor.shape[1:] != wanted or not tensor.is_contiguous() or tensor.shape != k_THd.shape:
-                raise ValueError(f"KV: expected contiguous [tokens, {wanted[0]}, {wanted[1]}], got {list(tensor.shape)}")
+                raise ValueError(
+                    f"KV: expected contiguous [tokens, {wanted[0]}, {wanted[1]}], got {list(tensor.shape)}"
+                )
             if str(tensor.dtype) != f"torch.{self._geometry.dtype}":
                 raise ValueError(f"KV: expected {self._geometry.dtype}, got {tensor.dtype}")
         if not self.ended and k_THd.shape[0]:
@@ -254,7 +255,8 @@ class Link:
         with self._gate:
             self._dead = True
             os.close(self._wake)
-            streams, self._streams = list(self._streams.values()), {}
+            streams = list(self._streams.values())
+            self._streams.clear()
         if streams and not self._closing:
             _log.warning("%s", reason)
         for stream in streams:
@@ -416,9 +418,7 @@ class Sender:
         timeout_s: how long a receiver may take nothing, or leave a question unanswered.
     """
 
-    def __init__(
-        self, geometry: KvGeometry, *, make_outlet: Callable[[KvAddress], Outlet], timeout_s: float
-    ) -> None:
+    def __init__(self, geometry: KvGeometry, *, make_outlet: Callable[[KvAddress], Outlet], timeout_s: float) -> None:
         self._geometry = geometry
         self._make_outlet = make_outlet
         self._timeout_s = timeout_s
@@ -465,7 +465,8 @@ class Sender:
         """Stop threads and close sockets; open streams fail."""
         with self._gate:
             self._closed = True
-            links, self._links = list(self._links.values()), {}
+            links = list(self._links.values())
+            self._links.clear()
         for link in links:
             link.close()
 

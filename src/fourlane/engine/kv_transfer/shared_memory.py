@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
 
-__all__ = ["SharedMemoryOutlet", "shared_memory_receiver"]
+__all__ = ["SharedMemoryOutlet", "SharedMemoryReceiver", "shared_memory_receiver"]
 
 _BACKLOG = 128
 _MOST_PATH = 107
@@ -47,7 +47,7 @@ _CONNECT_TIMEOUT_S = 10.0
 
 def shared_memory_receiver(
     storage: KvStorage, *, run_dir: Path, name: str, secret: Secret, timeout_s: float
-) -> _SharedMemoryReceiver:
+) -> SharedMemoryReceiver:
     """Start a receiver that listens on a UNIX socket in the run folder.
 
     Args:
@@ -63,7 +63,7 @@ def shared_memory_receiver(
         raise TransferError(f"{name}: shared_memory needs a KV cache in shared memory on CPU; use transport tcp")
     path = run_dir / f"kv-{name}-{secrets.token_hex(4)}"
     if len(os.fsencode(path)) > _MOST_PATH:
-        raise SpecError(f"run folder {run_dir}: too long for a socket ({_MOST_PATH} bytes in all); choose a shorter one")
+        raise SpecError(f"run folder {run_dir}: too long for a socket (at most {_MOST_PATH} bytes); take a shorter one")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(os.fspath(path))
@@ -72,20 +72,14 @@ def shared_memory_receiver(
     except OSError as error:
         listener.close()
         raise TransferError(f"{name}: cannot listen at {path}: {error}") from error
-    return _SharedMemoryReceiver(
-        listener,
-        f"shm://{path}",
-        storage,
-        transport="shared_memory",
-        name=name,
-        secret=secret,
-        timeout_s=timeout_s,
-        prepare=lambda _: None,
-    )
+    return SharedMemoryReceiver(listener, f"shm://{path}", storage, name=name, secret=secret, timeout_s=timeout_s)
 
 
-class _SharedMemoryReceiver(Receiver):
-    """A receiver that removes its socket's file."""
+class SharedMemoryReceiver(Receiver):
+    """A receiver whose cache senders write to, and which removes its socket's file."""
+
+    transport = "shared_memory"
+    shares = True
 
     def close(self) -> None:
         """Stop the thread, close all sockets, remove the socket's file; what is still expected fails."""
@@ -99,9 +93,7 @@ class SharedMemoryOutlet:
 
     needs_grant = True
 
-    def __init__(
-        self, target: KvAddress, *, geometry: KvGeometry, name: str, secret: Secret, timeout_s: float
-    ) -> None:
+    def __init__(self, target: KvAddress, *, geometry: KvGeometry, name: str, secret: Secret, timeout_s: float) -> None:
         self._target = target
         self._geometry = geometry
         self._opening = Opening.of(geometry, name=name, transport="shared_memory")
@@ -126,9 +118,7 @@ class SharedMemoryOutlet:
             with self._gate:
                 self._connected = True
         except OSError as error:
-            raise TransferError(
-                f"no connection to {self._target.endpoint}: {error or type(error).__name__}"
-            ) from error
+            raise TransferError(f"no connection to {self._target.endpoint}: {error or type(error).__name__}") from error
         return self._sock
 
     def put(self, sequence_id: int, chunk: Chunk, blocks: list[int]) -> list[memoryview]:
@@ -150,7 +140,7 @@ class SharedMemoryOutlet:
             layer=chunk.layer,
             first_token=chunk.first_token,
             tokens=tokens,
-            checksum=frames.checksum([memoryview(k), memoryview(v)]),
+            checksum=frames.checksum([k.data, v.data]),
         )
         return [memoryview(frames.pack(header))]
 

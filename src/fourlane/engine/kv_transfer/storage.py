@@ -119,4 +119,4 @@ def _shape(geometry: KvGeometry) -> tuple[int, ...]:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """Return a CPU tensor's memory; the view keeps the tensor alive."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data

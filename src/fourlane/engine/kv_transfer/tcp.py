@@ -28,16 +28,27 @@ if TYPE_CHECKING:
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
 
-__all__ = ["TcpOutlet", "tcp_receiver"]
+__all__ = ["TcpOutlet", "TcpReceiver", "tcp_receiver"]
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 128
 _CONNECT_TIMEOUT_S = 10.0
 
 
+class TcpReceiver(Receiver):
+    """A receiver whose connections are marked as KV traffic."""
+
+    transport = "tcp"
+    shares = False
+
+    def prepare(self, sock: socket.socket) -> None:
+        """Mark an accepted socket."""
+        _prepare(sock)
+
+
 def tcp_receiver(
     storage: KvStorage, *, address: str, ports: tuple[int, int] | None, name: str, secret: Secret, timeout_s: float
-) -> Receiver:
+) -> TcpReceiver:
     """Start a receiver that listens on a local IP address.
 
     Args:
@@ -53,16 +64,7 @@ def tcp_receiver(
     listener = _listen(address, ports)
     host, port = listener.getsockname()[:2]
     endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-    return Receiver(
-        listener,
-        endpoint,
-        storage,
-        transport="tcp",
-        name=name,
-        secret=secret,
-        timeout_s=timeout_s,
-        prepare=_prepare,
-    )
+    return TcpReceiver(listener, endpoint, storage, name=name, secret=secret, timeout_s=timeout_s)
 
 
 class TcpOutlet:
@@ -105,9 +107,7 @@ class TcpOutlet:
 
     def put(self, sequence_id: int, chunk: Chunk, blocks: list[int]) -> list[memoryview]:  # noqa: ARG002
         """Return header, K and V, to be written to the socket from where they are."""
-        parts = [
-            memoryview(self._staging.host_bytes(tensor, chunk.ready)) for tensor in (chunk.k_THd, chunk.v_THd)
-        ]
+        parts = [self._staging.host_bytes(tensor, chunk.ready).data for tensor in (chunk.k_THd, chunk.v_THd)]
         header = Header(
             Kind.DATA,
             sequence_id,
@@ -148,7 +148,7 @@ def _family(address: str) -> socket.AddressFamily:
         raise SpecError(
             f'kv_transfer.address: "{address}" names no interface; give the IP address of the one KV shall use'
         )
-    return socket.AF_INET6 if parsed.version == 6 else socket.AF_INET  # noqa: PLR2004
+    return socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
 
 
 def _listen(address: str, ports: tuple[int, int] | None) -> socket.socket:

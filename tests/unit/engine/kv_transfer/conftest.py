@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kv_lanes import GEOMETRY, PATIENCE_S, Lane, start_lane  # noqa: E402 - this folder's own module
+from kv_lanes import GEOMETRY, PATIENCE_S, Lane, start_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +22,6 @@ from fourlane.engine.seal import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from fourlane.engine.kv_transfer.receiver import Receiver
 
@@ -119,9 +120,7 @@ def start_lane(
             storage, address="127.0.0.1", ports=None, name="decode-0", secret=SECRET, timeout_s=timeout_s
         )
     else:
-        receiver = shared_memory_receiver(
-            storage, run_dir=run_dir, name="decode-0", secret=SECRET, timeout_s=timeout_s
-        )
+        receiver = shared_memory_receiver(storage, run_dir=run_dir, name="decode-0", secret=SECRET, timeout_s=timeout_s)
     return Lane(transport, storage, receiver, timeout_s=timeout_s)
 
 
@@ -136,7 +135,7 @@ def send_all(stream: Stream, kv: torch.Tensor, *, token: int = 7, cuts: tuple[in
     """Send KV in chunks cut at `cuts`, all layers of a chunk in turn, and finish."""
     tokens = kv.shape[2]
     edges = [0, *cuts, tokens]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         for layer in range(kv.shape[0]):
             stream.send(layer, first, kv[layer, 0, first:last], kv[layer, 1, first:last])
     stream.finish(tokens=tokens, first_token_id=token)
@@ -153,9 +152,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 def open_files() -> set[str]:
     """Return what this process's descriptors are, sockets and event counters included."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
-        except FileNotFoundError:
-            continue
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(f"{link.name} {link.readlink()}")
     return found

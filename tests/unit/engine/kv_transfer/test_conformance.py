@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kv_lanes import (
     GEOMETRY,
     Ending,
@@ -21,8 +23,6 @@ from kv_lanes import (
     send_all,
     start_lane,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fourlane.engine.kv_transfer.contract import Delivery, KvGeometry
 from fourlane.engine.seal import Secret
@@ -270,9 +270,7 @@ def test_an_aborted_stream_tells_the_receiver_and_calls_nobody_back(lane: Lane) 
     assert not sent.came
 
 
-def test_the_connection_outlives_a_sequence_that_failed_on_it(
-    lane: Lane, outlets: list[Slowed]
-) -> None:
+def test_the_connection_outlives_a_sequence_that_failed_on_it(lane: Lane, outlets: list[Slowed]) -> None:
     sender = lane.sender(wrap=wrapping(outlets, spoil=True))
     first = lane.expect(1, [0, 1], 8)
     send_all(lane.open(sender, 1)[0], make_kv(8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_the_checksum_is_crc_32c() -> None:
 @given(data=st.binary(max_size=200), cuts=st.lists(st.integers(0, 200), max_size=4))
 def test_a_checksum_does_not_depend_on_how_the_bytes_are_cut(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    parts = [memoryview(data)[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [memoryview(data)[a:b] for a, b in pairwise(edges)]
     assert checksum(parts) == checksum([memoryview(data)])
 
 
