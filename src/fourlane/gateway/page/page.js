@@ -73,16 +73,13 @@ function drawHeat(rows) {
 
 function drawRank(rank) {
   const row = make("tr"), state = make("span", rank.state, rank.state);
-  if (rank.detail) state.title = rank.detail;
-  const name = make("span", rank.name);
-  name.title = rank.host ? `process ${rank.pid} on ${rank.host}` : "no process yet";
-  row.append(
-    cell(name), cell(state), cell(rank.pid ?? "–"), cell(rank.restarts || ""), cell(rank.running), cell(rank.waiting),
-    cell(rank.queued_tokens), cell(bytes(rank.memory_bytes)),
-  );
+  state.title = rank.detail || (rank.host ? `process ${rank.pid} on ${rank.host}` : "no process yet");
   const use = bar(rank.kv_use);
   use.title = `${(rank.kv_use * 100).toFixed(1)} % of ${rank.kv_pages} pages`;
-  row.append(cell(use));
+  row.append(
+    cell(rank.name), cell(state), cell(use), cell(rank.running), cell(rank.waiting), cell(rank.queued_tokens),
+    cell(bytes(rank.memory_bytes)), cell(rank.pid ?? "–"), cell(rank.restarts),
+  );
   return row;
 }
 
@@ -91,7 +88,7 @@ function drawPool(pool) {
   const balance = pool.balance === null ? "" : `expert balance max/mean ${pool.balance.toFixed(2)}`;
   title.append(make("span", balance, "faint"));
   const table = make("table"), head = make("tr"), body = make("tbody");
-  for (const name of ["Rank", "State", "Pid", "Restarts", "Running", "Waiting", "Queued tokens", "Memory", "KV use"])
+  for (const name of ["Rank", "State", "KV use", "Run", "Wait", "Tokens due", "Memory", "Pid", "Restarts"])
     head.append(make("th", name));
   const top = make("thead");
   top.append(head);
@@ -106,10 +103,12 @@ function drawPool(pool) {
   return box;
 }
 
+const ORDER = ["expert", "collective", "kv", "control", "bulk"];
 let before = null;
 
 function drawLanes(lanes, now) {
-  const names = Object.keys(lanes), gone = before ? (now - before.now) / 1000 : 0;
+  const names = Object.keys(lanes).sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
+  const gone = before ? (now - before.now) / 1000 : 0;
   const rates = names.map((name) => (gone ? Math.max(0, lanes[name] - (before.lanes[name] ?? 0)) / gone : 0));
   const total = rates.reduce((sum, rate) => sum + rate, 0) || 1;
   const rows = names.map((name, index) => {
