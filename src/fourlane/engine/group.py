@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fourlane.engine.rank_config import RankConfig
     from fourlane.policy.placement import Placement
 
-__all__ = ["StepGroup"]
+__all__ = ["StepGroup", "gpu_index"]
 
 JOIN_TIMEOUT_S = 120.0
 
@@ -112,8 +112,23 @@ class StepGroup:
         self.doorbell.connect([endpoint for rank, endpoint in enumerate(endpoints) if rank != exchange.rank])
 
 
+def gpu_index(device: str, rank: int, devices: int) -> int:
+    """Return the GPU of a rank: "cuda:N" counts from N, "cuda" from 0, and starts over after the last.
+
+    Args:
+        device: of the pool.
+        rank: in the pool.
+        devices: GPUs this process sees.
+    """
+    first = int(device.partition(":")[2] or 0)
+    return (first + rank) % max(1, devices)
+
+
 def _backend(device: torch.device, config: RankConfig) -> str:
     """Return "nccl" when each rank of the group has a GPU of its own, else "gloo"."""
-    if device.type != "cuda" or torch.cuda.device_count() < config.group_size:
+    if device.type != "cuda":
         return "gloo"
-    return "nccl"
+    first = config.group * config.group_size
+    members = range(first, first + config.group_size)
+    gpus = {gpu_index(config.device, rank, torch.cuda.device_count()) for rank in members}
+    return "nccl" if len(gpus) == config.group_size else "gloo"

@@ -19,7 +19,7 @@ import zmq
 from fourlane.engine.batches import build_batch
 from fourlane.engine.channel import RankChannel, Secret
 from fourlane.engine.executor import run_single_stream
-from fourlane.engine.group import StepGroup
+from fourlane.engine.group import StepGroup, gpu_index
 from fourlane.engine.hand_off import KvInbox, KvOutbox
 from fourlane.engine.kv_cache import BlockPool
 from fourlane.engine.kv_transfer import make_receiver, make_sender
@@ -344,9 +344,10 @@ class RankWorker:
 
 
 def _device(config: RankConfig) -> torch.device:
-    if config.device != "cuda":
+    """Return where this rank computes; on CUDA it becomes the process's device."""
+    if not config.device.startswith("cuda"):
         return torch.device(config.device)
-    device = torch.device("cuda", config.rank % max(1, torch.cuda.device_count()))
+    device = torch.device("cuda", gpu_index(config.device, config.rank, torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
 
