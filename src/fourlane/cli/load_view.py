@@ -133,5 +133,8 @@ def plot_records(path: Path, records: list[Record], title: str) -> None:
         stamps = [record.due_s + record.ttft_s] if record.ttft_s is not None else []
         for gap in record.gaps_s:
             stamps.append(stamps[-1] + gap)
-        times.append(RequestTimes(due_s=record.due_s, token_s=stamps, end_s=record.due_s + (record.e2e_s or 0.0)))
+        end_s = record.due_s + (record.e2e_s or 0.0)
+        times.append(
+            RequestTimes(due_s=record.due_s, event_s=stamps, end_s=end_s, tokens=record.output_tokens or len(stamps))
+        )
     plot_load(path, times, title=title)

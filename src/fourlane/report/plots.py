@@ -42,11 +42,15 @@ _MARKS = ((0.50, "p50", GREEN), (0.99, "p99", ORANGE))
 
 
 class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """When one request was due, when its tokens came and when it ended, in seconds after the load began."""
+    """When one request was due, when events with text came and when it ended, in seconds after the load began.
+
+    `tokens` is how many tokens the events brought: one may bring several, as text is held back until it is whole.
+    """
 
     due_s: float
-    token_s: list[float]
+    event_s: list[float]
     end_s: float
+    tokens: int
 
 
 def plot_load(path: Path, requests: Sequence[RequestTimes], *, title: str) -> None:
@@ -60,10 +64,12 @@ def plot_load(path: Path, requests: Sequence[RequestTimes], *, title: str) -> No
     """
     with _figure(title) as figure:
         grid = figure.add_gridspec(3, 2, height_ratios=[2.2, 1.3, 1.0])
-        answered = [request for request in requests if request.token_s]
-        ttft_ms = [(request.token_s[0] - request.due_s) * 1e3 for request in answered]
+        answered = [request for request in requests if request.event_s]
+        ttft_ms = [(request.event_s[0] - request.due_s) * 1e3 for request in answered]
         tpot_ms = [
-            (times[-1] - times[0]) * 1e3 / (len(times) - 1) for request in answered if len(times := request.token_s) > 1
+            (request.event_s[-1] - request.event_s[0]) * 1e3 / (request.tokens - 1)
+            for request in answered
+            if request.tokens > 1
         ]
         _draw_distribution(figure.add_subplot(grid[0, 0]), ttft_ms, "Time to first token")
         _draw_distribution(figure.add_subplot(grid[0, 1]), tpot_ms, "Time per output token")
@@ -118,21 +124,22 @@ def _draw_distribution(axes: Axes, values_ms: list[float], name: str) -> None:
 def _draw_throughput(axes: Axes, requests: Sequence[RequestTimes]) -> None:
     """Draw output tokens a second in bins of equal length."""
     axes.set_title("Output tokens a second")
-    stamps = sorted(stamp for request in requests for stamp in request.token_s)
-    if not stamps:
+    if not requests:
         return
-    width = _bin_width(stamps[-1])
-    bins = int(stamps[-1] / width) + 1
-    counts = [0] * bins
-    for stamp in stamps:
-        counts[int(stamp / width)] += 1
+    last = max(request.event_s[-1] for request in requests)
+    width = _bin_width(last)
+    bins = int(last / width) + 1
+    counts = [0.0] * bins
+    for request in requests:
+        for stamp in request.event_s:
+            counts[int(stamp / width)] += request.tokens / len(request.event_s)
     rates = [count / width for count in counts]
-    rates[-1] = counts[-1] / max(stamps[-1] - (bins - 1) * width, width / 4)
-    edges = [index * width for index in range(bins)] + [stamps[-1]]
+    rates[-1] = counts[-1] / max(last - (bins - 1) * width, width / 4)
+    edges = [index * width for index in range(bins)] + [last]
     axes.stairs(rates, edges, fill=True, color=BLUE, alpha=0.22)
     axes.stairs(rates, edges, color=BLUE, linewidth=1.2)
     axes.set_ylim(bottom=0)
-    axes.set_xlim(0, stamps[-1] * 1.01)
+    axes.set_xlim(0, last * 1.01)
 
 
 def _bin_width(span_s: float) -> float:
@@ -149,7 +156,7 @@ def _draw_under_way(axes: Axes, requests: Sequence[RequestTimes]) -> None:
     """Draw how many requests were under way, and how many of them still waited for a first token."""
     axes.set_title("Requests under way")
     axes.set_xlabel("s")
-    first = [request.token_s[0] if request.token_s else request.end_s for request in requests]
+    first = [request.event_s[0] if request.event_s else request.end_s for request in requests]
     for ends, colour, label in (
         ([request.end_s for request in requests], BLUE, "all"),
         (first, ORANGE, "waiting for the first token"),
