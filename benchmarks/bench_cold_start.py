@@ -57,7 +57,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/cold_start_*.md")
     options = parser.parse_args()
     pools = ("--prefill", options.prefill, "--decode", options.decode)
-    torch_s, first_s = [], []
+    torch_s: list[float] = []
+    first_s: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         for repetition in range(options.repetitions):
             if options.drop_caches:

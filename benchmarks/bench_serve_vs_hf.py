@@ -69,7 +69,7 @@ class Baseline:
         seconds: dict[str, float] = {}
         for experts in ("grouped_mm", "eager", "batched_mm"):
             for threads in (1, 2):
-                way = {"experts": experts, "threads": threads}
+                way: dict[str, object] = {"experts": experts, "threads": threads}
                 taken = self.ask(**way, **SCREENING, seed=1)
                 if taken < HOPELESS * min(seconds.values(), default=taken):
                     taken = min(taken, self.ask(**way, **SCREENING, seed=2))
