@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KvInbox", "KvOutbox"]
 
+NOT_NEEDED = "the first token was the last"
+"""Why a stream is aborted that has done its work: the decode rank frees its pages and says nothing."""
+
 
 class KvOutbox:
     """The prefill side."""
@@ -84,7 +87,7 @@ class KvOutbox:
         elif goes_on:
             stream.finish(tokens=sequence.computed, first_token_id=first_token_id)
         else:
-            self.drop(sequence, "the first token was the last")
+            self.drop(sequence, NOT_NEEDED)
             self._scheduler.left(sequence.sequence_id)
 
     def drop(self, sequence: Sequence, reason: str) -> None:
@@ -184,4 +187,5 @@ class KvInbox:
         sequence = self._scheduler.unreserve(sequence_id)
         if sequence is not None:
             self._scheduler.release(sequence)
-            self._post(Failed(sequence_id=sequence_id, reason=f"KV transfer: {reason}", retryable=True))
+            if NOT_NEEDED not in reason:
+                self._post(Failed(sequence_id=sequence_id, reason=f"KV transfer: {reason}", retryable=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,9 @@ __all__ = ["RankWorker", "run_rank"]
 
 log = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long the computing thread may keep the interpreter from a KV thread that has something to do."""
+
 
 def run_rank(config: RankConfig) -> int:
     """Serve as one rank until told to stop; return the exit code.
@@ -70,6 +74,7 @@ def run_rank(config: RankConfig) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(config.threads)
     torch.set_grad_enabled(False)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     worker: RankWorker | None = None
     try:
         worker = RankWorker(config)

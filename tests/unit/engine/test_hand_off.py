@@ -249,6 +249,14 @@ def test_kv_that_fails_to_arrive_frees_the_pages_and_says_so(decode: Decode) -> 
     assert "checksum of layer 1" in failed.reason
 
 
+def test_a_stream_that_was_not_needed_frees_its_pages_without_a_word(decode: Decode) -> None:
+    decode.kv_inbox.reserve(Reserve(sequence=spec(6)))
+    decode.receiver.failed("aborted by prefill-0: the first token was the last")
+    decode.inbox.run()
+    assert decode.scheduler.pool.free_blocks == BLOCKS
+    assert len(decode.posted) == 1
+
+
 def test_pages_of_a_forgotten_reservation_come_back_only_when_nothing_writes_to_them(decode: Decode) -> None:
     decode.kv_inbox.reserve(Reserve(sequence=spec(6)))
     decode.kv_inbox.forget(9)
