@@ -76,6 +76,7 @@ class Inlet:
         self._scratch: memoryview | None = None
         self._header = bytearray(HEADER_BYTES)
         self._targets: list[memoryview] = []
+        self._at = 0
         self._payload: list[memoryview] = []
         self._payload_left = 0
         self._frame: Header | None = None
@@ -168,17 +169,17 @@ class Inlet:
     def _expect_header(self) -> None:
         self._frame, self._reservation, self._payload_left = None, None, 0
         self._payload = []
-        self._targets = [memoryview(self._header)]
+        self._targets, self._at = [memoryview(self._header)], 0
 
     def _read_frames(self) -> None:
         reservation = self._reservation
         if reservation is None:
-            count = self.sock.recvmsg_into(self._targets[:_MOST_VIEWS])[0]
+            count = self.sock.recvmsg_into(self._targets[self._at : self._at + _MOST_VIEWS])[0]
         else:
             with reservation.writing:
                 if reservation.owner is not self:
                     self._divert()
-                count = self.sock.recvmsg_into(self._targets[:_MOST_VIEWS])[0]
+                count = self.sock.recvmsg_into(self._targets[self._at : self._at + _MOST_VIEWS])[0]
         if count == 0:
             raise ConnectionError("it hung up")
         self._advance(count)
@@ -187,7 +188,7 @@ class Inlet:
         """Let the rest of the payload go into scratch: the pages are not ours any more."""
         left = self._payload_left
         self._reservation = None
-        self._targets = [*self._scratch_views(left), self._targets[-1]]
+        self._targets, self._at = [*self._scratch_views(left), self._targets[-1]], 0
 
     def _scratch_views(self, size: int) -> list[memoryview]:
         if self._scratch is None:
@@ -196,20 +197,19 @@ class Inlet:
         return [self._scratch] * whole + ([self._scratch[:rest]] if rest else [])
 
     def _advance(self, count: int) -> None:
-        payload_before = self._payload_left
-        self._payload_left = max(0, payload_before - count)
-        done = 0
-        while count and count >= len(self._targets[done]):
-            count -= len(self._targets[done])
-            done += 1
-            if done == len(self._targets):
+        self._payload_left = max(0, self._payload_left - count)
+        targets, at = self._targets, self._at
+        while count:
+            size = len(targets[at])
+            if count < size:
+                targets[at] = targets[at][count:]
                 break
-        del self._targets[:done]
-        if count:
-            self._targets[0] = self._targets[0][count:]
+            count -= size
+            at += 1
+        self._at = at
         if self._frame is not None and not self._payload_left:
             self._end_payload()
-        if not self._targets:
+        if at == len(targets):
             self._begin_frame(frames.unpack(self._header))
 
     def _end_payload(self) -> None:
@@ -241,11 +241,11 @@ class Inlet:
             self._reservation, self._payload = admitted
             targets = list(self._payload)
         self._frame, self._payload_left = header, header.payload_bytes
-        self._targets = [*targets, memoryview(self._header)]
+        self._targets, self._at = [*targets, memoryview(self._header)], 0
 
     def _take_text(self, header: Header) -> None:
         if header.payload_bytes > frames.MOST_TEXT:
             raise ProtocolError(f"a text of {header.payload_bytes} bytes; expected at most {frames.MOST_TEXT}")
         self._payload = [memoryview(bytearray(header.payload_bytes))]
         self._frame, self._payload_left = header, header.payload_bytes
-        self._targets = [*self._payload, memoryview(self._header)]
+        self._targets, self._at = [*self._payload, memoryview(self._header)], 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.kv_transfer.contract import KvGeometry
 
-__all__ = ["Pages"]
+__all__ = ["Pages", "SequencePages"]
 
 
 class Pages:
@@ -28,40 +28,60 @@ class Pages:
         if buffer.nbytes != geometry.total_bytes or buffer.readonly:
             raise ValueError(f"KV memory: expected {geometry.total_bytes} writable bytes, got {buffer.nbytes}")
         self.geometry = geometry
-        self._buffer = buffer.cast("B")
-        self._block_bytes = geometry.block_bytes
-        self._v_shift = geometry.blocks * geometry.block_bytes
+        self.buffer = buffer.cast("B")
+        self.v_shift = geometry.blocks * geometry.block_bytes
+        """Bytes from the K of a token to its V."""
 
-    def runs(self, layer: int, blocks: Sequence[int], first_token: int, tokens: int) -> list[tuple[int, int]]:
-        """Return (offset, bytes) of the K of consecutive tokens; neighbouring pages make one run.
+
+class SequencePages:
+    """The pages of one sequence, in logical order. For one thread at a time.
+
+    Args:
+        pages: the cache.
+        blocks: which of its pages are the sequence's own.
+    """
+
+    def __init__(self, pages: Pages, blocks: Sequence[int]) -> None:
+        self.blocks = blocks
+        self._pages = pages
+        # Chunks of all layers share their cut: it is worked out once, for layer 0.
+        self._span = (0, 0)
+        self._runs: list[tuple[int, int]] = []
+
+    def runs(self, layer: int, first_token: int, tokens: int) -> list[tuple[int, int]]:
+        """Return (first byte, end) of the K of consecutive tokens; neighbouring pages make one run.
 
         Args:
             layer: which layer.
-            blocks: the sequence's pages, in logical order.
             first_token: position in the sequence.
             tokens: how many, at least 1; all of them within the pages.
         """
-        token_bytes, block_size = self.geometry.token_bytes, self.geometry.block_size
-        base = layer * 2 * self._v_shift
+        if self._span != (first_token, tokens):
+            self._runs = self._cut(first_token, tokens)
+            self._span = (first_token, tokens)
+        base = layer * 2 * self._pages.v_shift
+        return [(start + base, end + base) for start, end in self._runs]
+
+    def views(self, layer: int, first_token: int, tokens: int) -> list[memoryview]:
+        """Return the memory of K, then of V, of consecutive tokens, in the order of the wire."""
+        runs = self.runs(layer, first_token, tokens)
+        buffer, shift = self._pages.buffer, self._pages.v_shift
+        return [buffer[start:end] for start, end in runs] + [buffer[start + shift : end + shift] for start, end in runs]
+
+    def _cut(self, first_token: int, tokens: int) -> list[tuple[int, int]]:
+        geometry = self._pages.geometry
+        block_size, block_bytes, token_bytes = geometry.block_size, geometry.block_bytes, geometry.token_bytes
         runs: list[tuple[int, int]] = []
-        end = -1
+        begun, end = 0, -1
         position, left = first_token, tokens
         while left:
             page, offset = divmod(position, block_size)
             count = min(left, block_size - offset)
-            start = base + blocks[page] * self._block_bytes + offset * token_bytes
-            if start == end:
-                runs[-1] = (runs[-1][0], runs[-1][1] + count * token_bytes)
-            else:
-                runs.append((start, count * token_bytes))
+            start = self.blocks[page] * block_bytes + offset * token_bytes
+            if start != end:
+                if end >= 0:
+                    runs.append((begun, end))
+                begun = start
             end = start + count * token_bytes
             position, left = position + count, left - count
-        return runs
-
-    def views(self, layer: int, blocks: Sequence[int], first_token: int, tokens: int) -> list[memoryview]:
-        """Return the memory of K, then of V, of consecutive tokens, in the order of the wire."""
-        runs = self.runs(layer, blocks, first_token, tokens)
-        buffer, shift = self._buffer, self._v_shift
-        return [buffer[start : start + size] for start, size in runs] + [
-            buffer[start + shift : start + shift + size] for start, size in runs
-        ]
+        return [*runs, (begun, end)]

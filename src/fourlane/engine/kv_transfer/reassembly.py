@@ -138,7 +138,7 @@ class Reservation:
             TransferError: claimed before.
         """
         self.coverage.claim(header.layer, header.first_token, header.tokens)
-        return self.landing.pages.views(header.layer, self.landing.blocks, header.first_token, header.tokens)
+        return self.landing.pages.views(header.layer, header.first_token, header.tokens)
 
 
 def check_fit(geometry: KvGeometry, blocks: Sequence[int], tokens: int) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from fourlane.engine.kv_transfer.contract import KvGeometry
+    from fourlane.engine.kv_transfer.pages import SequencePages
     from fourlane.engine.messages import KvAddress
 
 __all__ = ["Chunk", "Outlet", "Sender", "Stream"]
@@ -63,13 +64,21 @@ class Outlet(Protocol):
         """
         ...
 
-    def put(self, sequence_id: int, chunk: Chunk, blocks: list[int]) -> list[memoryview]:
+    def grant(self, blocks: list[int]) -> SequencePages:
+        """Return the receiver's pages with these numbers, which are granted to a sequence.
+
+        Raises:
+            ProtocolError: there are no such pages.
+        """
+        ...
+
+    def put(self, sequence_id: int, chunk: Chunk, pages: SequencePages | None) -> list[memoryview]:
         """Bring a chunk on its way; return what remains to be written to the socket.
 
         Args:
             sequence_id: whose it is.
             chunk: K and V.
-            blocks: the receiver's pages for the sequence; empty without `needs_grant`.
+            pages: from `grant`; None without `needs_grant`.
         """
         ...
 
@@ -103,7 +112,7 @@ class Stream:
         self.ended = False
         self.finished_at = float("inf")
         # The rest is the link's.
-        self.blocks: list[int] | None = None
+        self.pages: SequencePages | None = None
         self.parked: list[_Item] = []
         self.waits_since = time.monotonic()
         self.waits_for: str | None = None
@@ -303,7 +312,7 @@ class Link:
             stream = item.stream
             if stream is not None and not self._wanted(item, stream):
                 continue
-            if stream is not None and stream.blocks is None and self._outlet.needs_grant and self._must_wait(item):
+            if stream is not None and stream.pages is None and self._outlet.needs_grant and self._must_wait(item):
                 stream.parked.append(item)
                 continue
             self._began, self._sending = time.monotonic(), item
@@ -324,7 +333,7 @@ class Link:
         stream = item.stream
         assert stream is not None
         stream.layers_begun.add(item.chunk.layer)
-        return self._outlet.put(stream.sequence_id, item.chunk, stream.blocks or [])
+        return self._outlet.put(stream.sequence_id, item.chunk, stream.pages)
 
     def _advance(self, count: int) -> None:
         self._moved_at = time.monotonic()
@@ -384,7 +393,7 @@ class Link:
         elif stream is None:
             return
         elif header.kind == Kind.GRANT:
-            stream.blocks = list(struct.unpack(f"!{len(payload) // 4}I", payload))
+            stream.pages = self._outlet.grant(list(struct.unpack(f"!{len(payload) // 4}I", payload)))
             stream.waits_for = None
             self._queue.extendleft(reversed(stream.parked))
             stream.parked.clear()

@@ -26,7 +26,7 @@ import numpy as np
 from fourlane.engine.kv_transfer import frames
 from fourlane.engine.kv_transfer.frames import Header, Kind, Opening
 from fourlane.engine.kv_transfer.handshake import shake_hands
-from fourlane.engine.kv_transfer.pages import Pages
+from fourlane.engine.kv_transfer.pages import Pages, SequencePages
 from fourlane.engine.kv_transfer.receiver import Receiver
 from fourlane.engine.kv_transfer.staging import Staging
 from fourlane.errors import ProtocolError, SpecError, TransferError
@@ -121,19 +121,27 @@ class SharedMemoryOutlet:
             raise TransferError(f"no connection to {self._target.endpoint}: {error or type(error).__name__}") from error
         return self._sock
 
-    def put(self, sequence_id: int, chunk: Chunk, blocks: list[int]) -> list[memoryview]:
-        """Write K and V into the receiver's pages; return the frame that says so."""
+    def grant(self, blocks: list[int]) -> SequencePages:
+        """Return the receiver's pages with these numbers."""
         assert self._pages is not None
+        if not blocks or max(blocks) >= self._pages.geometry.blocks:
+            raise ProtocolError(f"{self._target.owner} granted pages it does not have")
+        return SequencePages(self._pages, blocks)
+
+    def put(self, sequence_id: int, chunk: Chunk, pages: SequencePages | None) -> list[memoryview]:
+        """Write K and V into the receiver's pages; return the frame that says so."""
+        assert pages is not None
         k, v = (self._staging.host_bytes(tensor, chunk.ready) for tensor in (chunk.k_THd, chunk.v_THd))
         tokens = chunk.k_THd.shape[0]
-        if not 0 < chunk.first_token + tokens <= len(blocks) * self._geometry.block_size:
-            raise ProtocolError(f"tokens {chunk.first_token} to {chunk.first_token + tokens}: only {len(blocks)} pages")
-        done = 0
-        for start, size in self._pages.runs(chunk.layer, blocks, chunk.first_token, tokens):
-            self._cache[start : start + size] = k[done : done + size]
-            shifted = start + self._v_shift
-            self._cache[shifted : shifted + size] = v[done : done + size]
-            done += size
+        room = len(pages.blocks) * self._geometry.block_size
+        if chunk.first_token + tokens > room:
+            raise ProtocolError(f"tokens {chunk.first_token} to {chunk.first_token + tokens}: only room for {room}")
+        cache, shift, done = self._cache, self._v_shift, 0
+        for start, end in pages.runs(chunk.layer, chunk.first_token, tokens):
+            until = done + end - start
+            cache[start:end] = k[done:until]
+            cache[start + shift : end + shift] = v[done:until]
+            done = until
         header = Header(
             Kind.LANDED,
             sequence_id,
@@ -173,4 +181,4 @@ class SharedMemoryOutlet:
             os.close(memfd)
         self._pages = Pages(memoryview(memory), theirs)
         self._cache = np.frombuffer(memory, dtype=np.uint8)
-        self._v_shift = theirs.blocks * theirs.block_bytes
+        self._v_shift = self._pages.v_shift

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fourlane.engine.kv_transfer.pages import Pages
+from fourlane.engine.kv_transfer.pages import Pages, SequencePages
 from fourlane.errors import MemoryShortage
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class KvStorage:
     def landing(self, blocks: Sequence[int]) -> Landing:
         """Return where a receiver can put the KV of pages: themselves, or memory staged for a device."""
         if self.buffer is not None:
-            return Landing(Pages(self.buffer, self.geometry), blocks, None)
+            return Landing(SequencePages(Pages(self.buffer, self.geometry), blocks), None)
         staged = replace(self.geometry, blocks=len(blocks))
         host = torch.empty(_shape(staged), dtype=self.tensor.dtype, pin_memory=self.tensor.is_cuda)
-        return Landing(Pages(_bytes_of(host), staged), range(len(blocks)), host)
+        return Landing(SequencePages(Pages(_bytes_of(host), staged), range(len(blocks))), host)
 
     def settle(self, landing: Landing, blocks: Sequence[int]) -> None:
         """Bring what has landed to the pages, and wait for it; does nothing where it landed there."""
@@ -69,10 +69,9 @@ class KvStorage:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where a sequence's KV is received: pages, and which of them are the sequence's own."""
+    """Where a sequence's KV is received: its pages, or host memory of the same shape."""
 
-    pages: Pages
-    blocks: Sequence[int]
+    pages: SequencePages
     host: torch.Tensor | None
 
 

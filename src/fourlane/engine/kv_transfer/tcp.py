@@ -17,12 +17,13 @@ from fourlane.engine.kv_transfer.frames import Header, Kind, Opening
 from fourlane.engine.kv_transfer.handshake import shake_hands
 from fourlane.engine.kv_transfer.receiver import Receiver
 from fourlane.engine.kv_transfer.staging import Staging
-from fourlane.errors import SpecError, TransferError
+from fourlane.errors import ProtocolError, SpecError, TransferError
 from fourlane.lanes.marking import mark_socket
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvGeometry
+    from fourlane.engine.kv_transfer.pages import SequencePages
     from fourlane.engine.kv_transfer.sender import Chunk
     from fourlane.engine.kv_transfer.storage import KvStorage
     from fourlane.engine.messages import KvAddress
@@ -105,7 +106,11 @@ class TcpOutlet:
             ) from error
         return self._sock
 
-    def put(self, sequence_id: int, chunk: Chunk, blocks: list[int]) -> list[memoryview]:  # noqa: ARG002
+    def grant(self, blocks: list[int]) -> SequencePages:
+        """Refuse: over TCP the receiver puts what comes into its pages itself."""
+        raise ProtocolError(f"{self._target.owner} granted {len(blocks)} pages to a TCP connection")
+
+    def put(self, sequence_id: int, chunk: Chunk, pages: SequencePages | None) -> list[memoryview]:  # noqa: ARG002
         """Return header, K and V, to be written to the socket from where they are."""
         parts = [self._staging.host_bytes(tensor, chunk.ready).data for tensor in (chunk.k_THd, chunk.v_THd)]
         header = Header(

@@ -31,6 +31,7 @@ from fourlane.errors import TransferError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fourlane.engine.kv_transfer.pages import SequencePages
     from fourlane.engine.kv_transfer.sender import Chunk, Outlet
 
 
@@ -49,19 +50,22 @@ class Slowed:
     def connect(self) -> object:
         return self.outlet.connect()
 
-    def put(self, sequence_id: int, chunk: Chunk, blocks: list[int]) -> list[memoryview]:
+    def grant(self, blocks: list[int]) -> SequencePages:
+        return self.outlet.grant(blocks)
+
+    def put(self, sequence_id: int, chunk: Chunk, pages: SequencePages | None) -> list[memoryview]:
         if not self.go.is_set():
             self.held.set()
             assert self.go.wait(20)
         self.put_layers.append(chunk.layer)
-        views = self.outlet.put(sequence_id, chunk, blocks)
+        views = self.outlet.put(sequence_id, chunk, pages)
         if self.spoil:
-            self._spoil(chunk, blocks, views)
+            self._spoil(chunk, pages, views)
         return views
 
-    def _spoil(self, chunk: Chunk, blocks: list[int], views: list[memoryview]) -> None:
+    def _spoil(self, chunk: Chunk, pages: SequencePages | None, views: list[memoryview]) -> None:
         if self.needs_grant:
-            start, _ = self.outlet._pages.runs(chunk.layer, blocks, chunk.first_token, 1)[0]
+            start, _ = pages.runs(chunk.layer, chunk.first_token, 1)[0]
             self.outlet._cache[start] ^= 1
         else:
             spoiled = bytearray(views[2])

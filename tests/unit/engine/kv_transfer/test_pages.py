@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kv_lanes import GEOMETRY, make_kv
 
-from fourlane.engine.kv_transfer.pages import Pages
+from fourlane.engine.kv_transfer.pages import Pages, SequencePages
 from fourlane.engine.kv_transfer.reassembly import Coverage
 from fourlane.engine.kv_transfer.storage import KvStorage, allocate_kv
 from fourlane.errors import MemoryShortage, ProtocolError, TransferError
@@ -30,7 +30,7 @@ def test_the_views_of_tokens_are_what_indexing_the_tensor_gives(
     storage.tensor.copy_(torch.arange(storage.tensor.numel()).view(storage.tensor.shape))
     assert storage.buffer is not None
     first, tokens = span
-    views = Pages(storage.buffer, GEOMETRY).views(layer, blocks, first, tokens)
+    views = SequencePages(Pages(storage.buffer, GEOMETRY), blocks).views(layer, first, tokens)
     wanted = storage.tensor[layer][:, blocks].flatten(1, 2)[:, first : first + tokens]
     assert b"".join(views) == wanted.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
@@ -38,9 +38,12 @@ def test_the_views_of_tokens_are_what_indexing_the_tensor_gives(
 def test_neighbouring_pages_make_one_run() -> None:
     storage = allocate_kv(GEOMETRY, "cpu", shared=False)
     assert storage.buffer is not None
-    pages = Pages(storage.buffer, GEOMETRY)
+    pages = SequencePages(Pages(storage.buffer, GEOMETRY), [3, 4, 5, 1])
     size = GEOMETRY.block_bytes
-    assert pages.runs(0, [3, 4, 5, 1], 0, 16) == [(3 * size, 3 * size), (size, size)]
+    assert pages.runs(0, 0, 16) == [(3 * size, 6 * size), (size, 2 * size)]
+    assert pages.runs(0, 0, 12) == [(3 * size, 6 * size)]
+    layer = 2 * GEOMETRY.blocks * size
+    assert pages.runs(1, 0, 12) == [(layer + 3 * size, layer + 6 * size)]
 
 
 def test_memory_of_another_size_is_refused() -> None:
@@ -88,7 +91,7 @@ def test_kv_staged_for_a_device_settles_in_its_pages_and_nowhere_else() -> None:
     landing = storage.landing(blocks)
     kv = make_kv(12)
     for layer in range(3):
-        views = landing.pages.views(layer, landing.blocks, 0, 12)
+        views = landing.pages.views(layer, 0, 12)
         source = memoryview(kv[layer].contiguous().view(-1).view(torch.uint8).numpy())
         for view in views:
             view[:], source = source[: len(view)], source[len(view) :]
