@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -14,6 +15,7 @@
 #include "fourlane/crc32c.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
+#include "fourlane/token_rows.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -200,6 +202,84 @@ void paged_attention(const Queries& queries_array, const Pages& pages_array, con
     fourlane::paged_attention(queries, pages, sequences, scale, out.data(), set);
 }
 
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MutablePages = nb::ndarray<float, nb::ndim<5>, nb::c_contig, nb::device::cpu>;
+using MutableNumbers = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using NumberRows = nb::ndarray<std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstNumberRows = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+fourlane::RowsView rows_view(const ConstRows& rows) { return {rows.data(), extent(rows, 0), extent(rows, 1)}; }
+
+fourlane::MutableRowsView mutable_rows_view(const Rows& rows) { return {rows.data(), extent(rows, 0), extent(rows, 1)}; }
+
+// Tell whether all numbers are in 0 .. end - 1.
+bool all_below(std::span<const std::int64_t> numbers, std::int64_t end) {
+    return std::all_of(numbers.begin(), numbers.end(), [end](std::int64_t n) { return n >= 0 && n < end; });
+}
+
+void rms_norm(const ConstRows& x, const Vector& weight, float eps, const Rows& out, const std::string& isa) {
+    require(extent(weight, 0) == extent(x, 1), "rms_norm: expected a weight for each column of x");
+    require(extent(out, 0) == extent(x, 0) && extent(out, 1) == extent(x, 1), "rms_norm: out is not of the shape of x");
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::rms_norm(rows_view(x), weight.data(), eps, mutable_rows_view(out), set);
+}
+
+void place_heads(const Rows& qkv, const ConstRows& norm, const ConstRows& cos, const ConstRows& sin, float eps,
+                 const Numbers& slots, const MutablePages& pages, const std::string& isa) {
+    const std::int64_t tokens = extent(qkv, 0);
+    const std::int64_t kv_heads = extent(pages, 3);
+    const std::int64_t head_dim = extent(pages, 4);
+    const std::int64_t heads = extent(norm, 0) - kv_heads;
+    require(pages.shape(0) == 2 && head_dim >= 2 && head_dim % 2 == 0, "place_heads: expected pages [2, ..., even head dim]");
+    require(heads >= 1 && extent(norm, 1) == head_dim, "place_heads: norm is not [heads + kv heads, head dim]");
+    require(extent(qkv, 1) == (heads + 2 * kv_heads) * head_dim, "place_heads: qkv does not belong to norm and pages");
+    for (const ConstRows& angle : {cos, sin}) {
+        require(extent(angle, 0) == tokens && extent(angle, 1) == head_dim, "place_heads: cos, sin are not [tokens, head dim]");
+    }
+    const std::int64_t places = extent(pages, 1) * extent(pages, 2);
+    require(extent(slots, 0) == tokens && all_below(span_of(slots), places), "slots: expected a place in the pages for each token");
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::place_heads({qkv.data(), tokens, heads, kv_heads, head_dim}, {norm.data(), cos.data(), sin.data(), eps},
+                          span_of(slots), pages.data(), pages.data() + places * kv_heads * head_dim, set);
+}
+
+void choose_experts(const ConstRows& logits, bool renormalise, const NumberRows& experts, const Rows& weights,
+                    const std::string& isa) {
+    const std::int64_t top_k = extent(experts, 1);
+    require(top_k >= 1 && top_k <= extent(logits, 1), "experts: expected at least 1 and no more than there are logits");
+    require(extent(experts, 0) == extent(logits, 0) && extent(weights, 0) == extent(logits, 0) &&
+                extent(weights, 1) == top_k,
+            "experts, weights: expected [rows of logits, top k]");
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::choose_experts(rows_view(logits), top_k, renormalise, experts.data(), weights.data(), set);
+}
+
+void sort_by_slot(const ConstNumberRows& experts, const Numbers& slot_of, std::int64_t slots, const MutableNumbers& order,
+                  const MutableNumbers& rows, const MutableNumbers& counts) {
+    const std::span<const std::int64_t> pairs{experts.data(), experts.size()};
+    require(extent(counts, 0) == extent(slot_of, 0), "counts: expected one for each expert");
+    require(all_below(pairs, extent(slot_of, 0)), "experts: no such expert");
+    require(slots >= 0 && all_below(span_of(slot_of), slots), "slots: no such slot");
+    require(order.size() == pairs.size() && rows.size() == pairs.size(), "order, rows: expected one for each pair");
+    const nb::gil_scoped_release released;
+    fourlane::sort_by_slot(pairs, extent(experts, 1), span_of(slot_of), slots, order.data(), rows.data(),
+                           {counts.data(), counts.size()});
+}
+
+void weighted_sum(const ConstRows& y, const Numbers& order, const ConstRows& weights, const Rows& out,
+                  const std::string& isa) {
+    require(extent(weights, 1) >= 1 && extent(y, 0) == extent(weights, 0) * extent(weights, 1),
+            "weighted_sum: y is not a row for each weight");
+    require(extent(order, 0) == extent(y, 0) && all_below(span_of(order), extent(y, 0)), "order: expected a pair for each row");
+    require(extent(out, 0) == extent(weights, 0) && extent(out, 1) == extent(y, 1), "weighted_sum: out is not [tokens, columns]");
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::weighted_sum(rows_view(y), span_of(order), rows_view(weights), mutable_rows_view(out), set);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -222,4 +302,16 @@ NB_MODULE(_native, module) {
                "blocks"_a.noconvert(), "query_start"_a.noconvert(), "context"_a.noconvert(), "scale"_a,
                "out"_a.noconvert(), "isa"_a = "",
                "Compute causal attention of each sequence's last tokens over its pages; the GIL is released.");
+    module.def("rms_norm", &rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "eps"_a, "out"_a.noconvert(),
+               "isa"_a = "", "Compute out[r] = x[r] / rms(x[r]) * weight; the GIL is released.");
+    module.def("place_heads", &place_heads, "qkv"_a.noconvert(), "norm"_a.noconvert(), "cos"_a.noconvert(),
+               "sin"_a.noconvert(), "eps"_a, "slots"_a.noconvert(), "pages"_a.noconvert(), "isa"_a = "",
+               "Norm and rotate query and key heads in place; write keys and values into pages; the GIL is released.");
+    module.def("choose_experts", &choose_experts, "logits"_a.noconvert(), "renormalise"_a, "experts"_a.noconvert(),
+               "weights"_a.noconvert(), "isa"_a = "", "Write the greatest logits' places and softmax; the GIL is released.");
+    module.def("sort_by_slot", &sort_by_slot, "experts"_a.noconvert(), "slot_of"_a.noconvert(), "slots"_a,
+               "order"_a.noconvert(), "rows"_a.noconvert(), "counts"_a.noconvert(),
+               "Order (token, k) pairs by slot and count each expert's; the GIL is released.");
+    module.def("weighted_sum", &weighted_sum, "y"_a.noconvert(), "order"_a.noconvert(), "weights"_a.noconvert(),
+               "out"_a.noconvert(), "isa"_a = "", "Undo sort_by_slot and sum each token's rows; the GIL is released.");
 }

@@ -1,4 +1,4 @@
-"""Native paged attention: right to float64 and to PyTorch, the same bits in any batch and any chunking, never out of bounds."""
+"""Native paged attention: right to float64 and PyTorch, the same bits in any batch and chunk, never out of bounds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def test_attention_agrees_with_float64(isa: str, case: Case) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @settings(max_examples=40, deadline=None)
 @given(case=cases(), data=st.data())
-def test_a_token_gives_the_same_bits_alone_and_in_any_batch_and_chunk(isa: str, case: Case, data: st.DataObject) -> None:
+def test_a_token_gives_the_same_bits_alone_and_in_any_batch_and_chunk(
+    isa: str, case: Case, data: st.DataObject
+) -> None:
     batch = case.run(isa)
     for s, (first, end) in enumerate(zip(case.query_start[:-1], case.query_start[1:], strict=True)):
         if end > first:

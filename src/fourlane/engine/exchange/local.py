@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
-from fourlane.engine.exchange.rows import SlotTables, sort_by_slot, weighted_sum
+from fourlane.engine.exchange.rows import SlotTables, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,17 +62,16 @@ class LocalExchange:
     ) -> Pending[Received]:
         """Sort tokens by slot; see the contract."""
         self._tables = tables = self._tables.of(placement)
-        order_R, rows_R = sort_by_slot(topk_TK, tables.slot_of(layer, topk_TK.device))
-        count_E = torch.bincount(topk_TK.reshape(-1), minlength=placement.experts)
-        count_GE = count_E.cpu().numpy()[None, :]
+        pairs = tables.sort(layer, topk_TK)
+        count_GE = pairs.count_E.cpu().numpy()[None, :]
         local = tables.experts_in_slots(layer)
         held_S = tables.rows_per_slot(layer, count_GE)
         self.counters.observe(layer, local[local >= 0], count_GE, held_S.sum(keepdims=True))
         received = Received(
-            x_RD=x_TD.index_select(0, rows_R),
+            x_RD=x_TD.index_select(0, pairs.rows_R),
             offset_S1=[0, *np.cumsum(held_S).tolist()],
             count_GE=count_GE,
-            handle=_Handle(order_R, weights_TK),
+            handle=_Handle(pairs.order_R, weights_TK),
         )
         return Done(received)  # type: ignore[return-value]
 

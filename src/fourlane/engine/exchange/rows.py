@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from fourlane import _native
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["SlotTables", "sort_by_slot", "weighted_sum"]
+__all__ = ["SlotTables", "Sorted", "sort_by_slot", "sort_in_torch", "weighted_sum", "weighted_sum_in_torch"]
 
 
-def sort_by_slot(topk_TK: Tensor, slot_of_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Order all (token, k) pairs by physical slot, then token, then k.
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """All (token, k) pairs by physical slot, then token, then k.
 
-    Returns:
-        order_R: int64 [T*K], the flat (token, k) index of each sorted row;
-        rows_R: int64 [T*K], its token.
+    order_R: int64 [tokens * K], the flat (token, k) index of each sorted row.
+    rows_R: int64 [tokens * K], its token.
+    count_E: int64 [experts], the pairs of each logical expert.
     """
-    slot_R = slot_of_E[topk_TK.reshape(-1)]
-    order_R = torch.argsort(slot_R, stable=True)
+
+    order_R: Tensor
+    rows_R: Tensor
+    count_E: Tensor
+
+
+def sort_by_slot(topk_TK: Tensor, slot_of_E: Tensor, slots: int) -> Sorted:
+    """Order (token, k) pairs by the slot of their expert.
+
+    Args:
+        topk_TK: logical experts, int64 [tokens, K].
+        slot_of_E: the slot of each expert, int64, each in 0 to `slots` - 1.
+    """
+    if topk_TK.device.type != "cpu":
+        return sort_in_torch(topk_TK, slot_of_E)
+    order_R, rows_R = torch.empty((2, topk_TK.numel()), dtype=torch.int64).unbind(0)
+    count_E = torch.empty_like(slot_of_E)
+    _native.sort_by_slot(
+        topk_TK.contiguous().numpy(), slot_of_E.numpy(), slots, order_R.numpy(), rows_R.numpy(), count_E.numpy()
+    )
+    return Sorted(order_R, rows_R, count_E)
+
+
+def sort_in_torch(topk_TK: Tensor, slot_of_E: Tensor) -> Sorted:
+    """Do the same in PyTorch; the reference, and the way on CUDA."""
+    topk_R = topk_TK.reshape(-1)
+    order_R = torch.argsort(slot_of_E[topk_R], stable=True)
     rows_R = torch.div(order_R, topk_TK.shape[1], rounding_mode="floor")
-    return order_R, rows_R
+    return Sorted(order_R, rows_R, torch.bincount(topk_R, minlength=slot_of_E.shape[0]))
 
 
 def weighted_sum(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:
@@ -34,10 +63,20 @@ def weighted_sum(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:
     The order of additions is written out, so the result does not depend on who computed what.
 
     Args:
-        y_RD: [T*K, model dim] in sorted order.
+        y_RD: [tokens * K, model dim] in sorted order.
         order_R: as returned by `sort_by_slot`.
         weights_TK: [tokens, K].
     """
+    if y_RD.device.type != "cpu" or y_RD.dtype != torch.float32:
+        return weighted_sum_in_torch(y_RD, order_R, weights_TK)
+    x_TD = torch.empty((weights_TK.shape[0], y_RD.shape[1]))
+    weights_TK = weights_TK.to(torch.float32).contiguous()
+    _native.weighted_sum(y_RD.contiguous().numpy(), order_R.numpy(), weights_TK.numpy(), x_TD.numpy())
+    return x_TD
+
+
+def weighted_sum_in_torch(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:
+    """Do the same in PyTorch; the reference, and the way on CUDA."""
     tokens, top_k = weights_TK.shape
     place_R = torch.empty_like(order_R)
     place_R[order_R] = torch.arange(order_R.shape[0], device=order_R.device)
@@ -70,6 +109,11 @@ class SlotTables:
             table = torch.from_numpy(self._placement.first_slot_of_LE).to(device)
             self._slot_of_LE[device] = table
         return table[layer]
+
+    def sort(self, layer: int, topk_TK: Tensor) -> Sorted:
+        """Order a layer's (token, k) pairs by slot; see `sort_by_slot`."""
+        slots = self._placement.ranks * self._placement.slots_per_rank
+        return sort_by_slot(topk_TK, self.slot_of(layer, topk_TK.device), slots)
 
     def experts_in_slots(self, layer: int) -> np.ndarray:
         """Return the experts of this rank's slots, [slots_per_rank], -1 where empty."""

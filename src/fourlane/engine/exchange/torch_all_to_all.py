@@ -19,7 +19,7 @@ import torch.distributed as dist
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
 from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
-from fourlane.engine.exchange.rows import SlotTables, sort_by_slot, weighted_sum
+from fourlane.engine.exchange.rows import SlotTables, weighted_sum
 from fourlane.errors import PeerLost
 from fourlane.spec.traffic import TrafficClass
 
@@ -159,9 +159,9 @@ class TorchAllToAll:
     ) -> Pending[Received]:
         """Start the counts round; the rows follow when it is waited for. See the contract."""
         self._tables = tables = self._tables.of(placement)
-        order_R, rows_R = sort_by_slot(topk_TK, tables.slot_of(layer, topk_TK.device))
+        pairs = tables.sort(layer, topk_TK)
         count_row = torch.zeros(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
-        count_row[:-_EXTRA] = torch.bincount(topk_TK.reshape(-1), minlength=placement.experts)
+        count_row[:-_EXTRA] = pairs.count_E
         count_row[-2], count_row[-1] = self._announced
         gathered = torch.empty((self.ranks, count_row.numel()), dtype=torch.int64, device=self._wire)
         rows = list(gathered.unbind(0))
@@ -173,7 +173,7 @@ class TorchAllToAll:
             table = gathered.cpu().numpy()
             self._agree(table[:, -2], table[:, -1])
             count_GE = table[:, :-_EXTRA]
-            return self._receive(x_TD.index_select(0, rows_R), order_R, weights_TK, count_GE, tables, layer)
+            return self._receive(x_TD.index_select(0, pairs.rows_R), pairs.order_R, weights_TK, count_GE, tables, layer)
 
         return _Pending(finish)  # type: ignore[return-value]
 

@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache: rotary embedding, the backends, one layer's block.
+"""Attention over a paged KV cache: rotary embedding, per-head norms, the backends, one layer's block.
 
 In PyTorch sequences that bring one token (decode) are computed together, padded to the longest, and
 sequences that bring more (a prefill chunk) one by one. On CPU one native call does both.
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from fourlane.engine.batch import StepBatch
     from fourlane.engine.model.linear import Linear
 
-__all__ = ["Attend", "Attention", "AttentionBackend", "NativeAttention", "Rope", "TorchAttention"]
+__all__ = [
+    "Attend",
+    "Attention",
+    "AttentionBackend",
+    "NativeAttention",
+    "NativeHeads",
+    "Rope",
+    "TorchAttention",
+    "TorchHeads",
+]
 
 
 class Attend(Protocol):
@@ -77,38 +86,68 @@ def rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """One layer's attention: projections, per-head norms, rotation, cache, output.
+class TorchHeads:
+    """What happens to a layer's heads between projection and attention: per-head norms, rotation, the cache.
 
-    `qkv` gives query, key and value heads in one matmul. `qk_norm_Hd`: norm weights of every query
-    head, then every key head, [heads + kv heads, head dim].
+    `norm_Hd`: norm weights of every query head, then every key head, [heads + kv heads, head dim].
     """
 
-    layer: int
     heads: int
     kv_heads: int
-    head_dim: int
     eps: float
+    norm_Hd: Tensor
+
+    def __call__(
+        self, qkv_TN: Tensor, cos_sin: tuple[Tensor, Tensor], slot_T: Tensor, kv_QBShd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write the rows' K and V into their pages and return q, k and v, [tokens, their heads, head dim]."""
+        q_THd, k_THd, v_THd = self._split(qkv_TN)
+        qk_THd = torch.cat((q_THd, k_THd), dim=1)
+        qk_THd = rotate(F.rms_norm(qk_THd, self.norm_Hd.shape[1:], None, self.eps) * self.norm_Hd, *cos_sin)
+        q_THd, k_THd = qk_THd.split((self.heads, self.kv_heads), dim=1)
+        k_cache, v_cache = kv_QBShd.flatten(1, 2).unbind(0)
+        k_cache.index_copy_(0, slot_T, k_THd)
+        v_cache.index_copy_(0, slot_T, v_THd)
+        return q_THd, k_THd, v_THd
+
+    def _split(self, qkv_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_THd = qkv_TN.unflatten(-1, (self.heads + 2 * self.kv_heads, self.norm_Hd.shape[1]))
+        q_THd, k_THd, v_THd = qkv_THd.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        return q_THd, k_THd, v_THd
+
+
+class NativeHeads(TorchHeads):
+    """The same on CPU in one pass, in float32; `qkv_TN` is overwritten."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, qkv_TN: Tensor, cos_sin: tuple[Tensor, Tensor], slot_T: Tensor, kv_QBShd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Write the rows' K and V into their pages and return q, k and v, [tokens, their heads, head dim]."""
+        from fourlane.engine.model.cpu_kernels import place_heads
+
+        place_heads(qkv_TN, self.norm_Hd, self.eps, cos_sin, slot_T, kv_QBShd)
+        return self._split(qkv_TN)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One layer's attention. `qkv` gives query, key and value heads in one matmul."""
+
+    layer: int
     qkv: Linear
-    qk_norm_Hd: Tensor
+    heads: TorchHeads
     out: Linear
 
     def __call__(
         self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: StepBatch, kv_QBShd: Tensor, attend: Attend
     ) -> Tensor:
         """Write K and V of the rows into their pages, tell `batch.on_kv`, and attend."""
-        queries = self.heads
-        qkv_THd = self.qkv(x_TD).unflatten(-1, (queries + 2 * self.kv_heads, self.head_dim))
-        qk_THd = F.rms_norm(qkv_THd[:, : queries + self.kv_heads], (self.head_dim,), None, self.eps) * self.qk_norm_Hd
-        qk_THd = rotate(qk_THd, *cos_sin)
-        k_THd = qk_THd[:, queries:].contiguous()
-        v_THd = qkv_THd[:, queries + self.kv_heads :].contiguous()
-        k_cache, v_cache = kv_QBShd.flatten(1, 2).unbind(0)
-        k_cache.index_copy_(0, batch.slot_T, k_THd)
-        v_cache.index_copy_(0, batch.slot_T, v_THd)
+        q_THd, k_THd, v_THd = self.heads(self.qkv(x_TD), cos_sin, batch.slot_T, kv_QBShd)
         if batch.on_kv is not None and k_THd.shape[0]:
-            batch.on_kv(self.layer, k_THd, v_THd)
-        return self.out(attend(qk_THd[:, :queries], kv_QBShd))
+            batch.on_kv(self.layer, k_THd.contiguous(), v_THd.contiguous())
+        return self.out(attend(q_THd, kv_QBShd))
 
 
 class NativeAttention:

@@ -1,4 +1,4 @@
-"""Compute a model's matrix products and attention on CPU so that a row's result does not depend on the batch.
+"""Compute a model's layers on CPU so that a row's result does not depend on the batch.
 
 Weights are packed once, when the model loads; float32 or bfloat16 storage, float32 arithmetic either
 way, so bfloat16 checkpoints lose nothing and cost half the memory traffic. Each element is summed in
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["PANEL_COLUMNS", "PackedExperts", "PackedLinear", "PagedAttention"]
+__all__ = [
+    "PANEL_COLUMNS",
+    "PackedExperts",
+    "PackedLinear",
+    "PagedAttention",
+    "choose_experts",
+    "place_heads",
+    "rms_norm",
+]
 
 PANEL_COLUMNS = 32
 _STORED = (torch.float32, torch.bfloat16)
@@ -172,6 +180,47 @@ class PagedAttention:
             out_TD.numpy(),
         )
         return out_TD
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Return x / rms(x) * weight: float32 [tokens, model dim].
+
+    Args:
+        x_TD: float32, on CPU; copied only if it is not contiguous.
+        weight_D: float32.
+    """
+    y_TD = torch.empty(x_TD.shape)
+    _native.rms_norm(x_TD.detach().contiguous().numpy(), weight_D.numpy(), eps, y_TD.numpy())
+    return y_TD
+
+
+def place_heads(
+    qkv_TN: Tensor, norm_Hd: Tensor, eps: float, cos_sin: tuple[Tensor, Tensor], slot_T: Tensor, kv_QBShd: Tensor
+) -> None:
+    """Norm and rotate the query and key heads of each row where they are; write keys and values into their pages.
+
+    Args:
+        qkv_TN: float32 [tokens, (heads + 2 * kv heads) * head dim], contiguous: query, key and value heads.
+        norm_Hd: float32 [heads + kv heads, head dim], the norms' weights.
+        eps: of the norms.
+        cos_sin: float32 [tokens, 1, head dim] each; sin is negative in the first half.
+        slot_T: int64, block * block_size + offset of each token.
+        kv_QBShd: one layer's pages, float32 [2 (K, V), blocks, block_size, kv heads, head dim], contiguous.
+    """
+    cos_Td, sin_Td = (angle_T1d[:, 0].numpy() for angle_T1d in cos_sin)
+    _native.place_heads(qkv_TN.numpy(), norm_Hd.numpy(), cos_Td, sin_Td, eps, slot_T.numpy(), kv_QBShd.numpy())
+
+
+def choose_experts(logits_TE: Tensor, top_k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
+    """Return the experts of greatest logits [tokens, K] int64, greatest first, and their softmax float32.
+
+    The softmax is over all experts, or with `renormalise` over the chosen ones. Of equal logits the
+    lower expert comes first.
+    """
+    topk_TK = torch.empty((logits_TE.shape[0], top_k), dtype=torch.int64)
+    weights_TK = torch.empty((logits_TE.shape[0], top_k))
+    _native.choose_experts(logits_TE.contiguous().numpy(), renormalise, topk_TK.numpy(), weights_TK.numpy())
+    return topk_TK, weights_TK
 
 
 def _panels(columns: int) -> int:

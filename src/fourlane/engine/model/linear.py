@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.model.cpu_kernels import PackedLinear
 
-__all__ = ["Linear", "NativeLinear", "RmsNorm", "TorchLinear"]
+__all__ = ["Linear", "NativeLinear", "NativeRmsNorm", "RmsNorm", "TorchLinear"]
 
 
 class Linear(Protocol):
@@ -64,3 +64,15 @@ class RmsNorm:
     def __call__(self, x_TD: Tensor) -> Tensor:
         """Return x / rms(x) * weight."""
         return F.rms_norm(x_TD, self.weight_D.shape, self.weight_D, self.eps)
+
+
+class NativeRmsNorm(RmsNorm):
+    """The same on CPU in one pass, in float32."""
+
+    __slots__ = ()
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """Return x / rms(x) * weight."""
+        from fourlane.engine.model.cpu_kernels import rms_norm
+
+        return rms_norm(x_TD, self.weight_D, self.eps)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.model.linear import Linear
 
-__all__ = ["DenseMlp", "Experts", "Mlp", "NativeMlp", "Router", "TorchExperts"]
+__all__ = ["DenseMlp", "Experts", "Mlp", "NativeMlp", "NativeRouter", "Router", "TorchExperts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,18 @@ class Router:
         if self.renormalise:
             weights_TK /= weights_TK.sum(dim=-1, keepdim=True)
         return topk_TK, weights_TK
+
+
+class NativeRouter(Router):
+    """The same on CPU in one pass; of equally likely experts the lower comes first."""
+
+    __slots__ = ()
+
+    def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return experts [tokens, K] int64, likeliest first, and their weights [tokens, K] float32."""
+        from fourlane.engine.model.cpu_kernels import choose_experts
+
+        return choose_experts(self.score(x_TD), self.top_k, renormalise=self.renormalise)
 
 
 class Experts(Protocol):

@@ -191,17 +191,12 @@ def _layer(reader: WeightReader, layer: int, placement: Placement, rank: int) ->
         mlp = MoeBlock(index, router, reader.experts(layer, placement.experts_of(rank, index).tolist()))
     else:
         mlp = reader.mlp(f"{prefix}mlp.")
-    norms = [f"{attention}q_norm.weight"] * config.heads + [f"{attention}k_norm.weight"] * config.kv_heads
     return _Layer(
         attention_norm=reader.norm(f"{prefix}input_layernorm.weight"),
         attention=Attention(
             layer=layer,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            eps=config.rms_eps,
             qkv=reader.linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"),
-            qk_norm_Hd=reader.vector(*norms).view(-1, config.head_dim),
+            heads=reader.heads(f"{attention}q_norm.weight", f"{attention}k_norm.weight"),
             out=reader.linear(f"{attention}o_proj"),
         ),
         mlp_norm=reader.norm(f"{prefix}post_attention_layernorm.weight"),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from fourlane.engine.model.linear import NativeLinear, RmsNorm, TorchLinear
-from fourlane.engine.model.moe import DenseMlp, NativeMlp, Router, TorchExperts
+from fourlane.engine.model.attention import NativeHeads, TorchHeads
+from fourlane.engine.model.linear import NativeLinear, NativeRmsNorm, RmsNorm, TorchLinear
+from fourlane.engine.model.moe import DenseMlp, NativeMlp, NativeRouter, Router, TorchExperts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,15 @@ class WeightReader:
 
     def norm(self, name: str) -> RmsNorm:
         """Return a normalisation over the model dim."""
-        return RmsNorm(self.vector(name), self.config.rms_eps)
+        kind = NativeRmsNorm if self.kernels == "native" else RmsNorm
+        return kind(self.vector(name), self.config.rms_eps)
+
+    def heads(self, query_norm: str, key_norm: str) -> TorchHeads:
+        """Return what norms and rotates a layer's heads and writes K and V into pages."""
+        config = self.config
+        norm_N = self.vector(*[query_norm] * config.heads, *[key_norm] * config.kv_heads)
+        kind = NativeHeads if self.kernels == "native" else TorchHeads
+        return kind(config.heads, config.kv_heads, config.rms_eps, norm_N.view(-1, config.head_dim))
 
     def matrix(self, name: str) -> Tensor:
         """Return a weight as it is, in the held type."""
@@ -84,7 +93,8 @@ class WeightReader:
     def router(self, name: str) -> Router:
         """Return the router of a layer."""
         score = self._linear(self.checkpoint.tensor(name), None, dtype=self.activations)
-        return Router(score, top_k=self.config.top_k, renormalise=self.config.norm_topk_prob)
+        kind = NativeRouter if self.kernels == "native" else Router
+        return kind(score, top_k=self.config.top_k, renormalise=self.config.norm_topk_prob)
 
     def mlp(self, prefix: str) -> Mlp:
         """Return the dense MLP of a layer without experts."""

@@ -1,0 +1,53 @@
+// What an MoE layer does to rows of tokens between its matrix products, for CPU inference: norms, rotary
+// embedding, the choice of experts, and the order of rows on their way to experts and back.
+//
+// A row's result does not depend on other rows. One thread computes a call.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "fourlane/panels.hpp"
+
+namespace fourlane {
+
+// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight.
+void rms_norm(RowsView x, const float* weight, float eps, MutableRowsView out, InstructionSet set);
+
+// Rows of query, key and value heads, [tokens][heads + 2 * kv_heads][head_dim], head_dim even.
+struct HeadsView {
+    float* data;
+    std::int64_t tokens;
+    std::int64_t heads;
+    std::int64_t kv_heads;
+    std::int64_t head_dim;
+};
+
+// How query and key heads are normed and rotated.
+struct HeadTransform {
+    const float* norm;  // [heads + kv_heads, head_dim]
+    const float* cos;   // [tokens, head_dim]
+    const float* sin;   // [tokens, head_dim], negative in the first half
+    float eps;
+};
+
+// Norm and rotate the query and key heads in place, then write each token's keys and values into the pages'
+// place `slots[t]`; `keys` and `values` are [places][kv_heads][head_dim].
+void place_heads(HeadsView heads, const HeadTransform& transform, std::span<const std::int64_t> slots, float* keys,
+                 float* values, InstructionSet set);
+
+// The `top_k` greatest logits of each row, greatest first (of equals the first), and their softmax: over all
+// logits, or if `renormalise` over the chosen ones. Both outputs are [rows, top_k].
+void choose_experts(RowsView logits, std::int64_t top_k, bool renormalise, std::int64_t* experts, float* weights,
+                    InstructionSet set);
+
+// Order the (token, k) pairs of `experts` by slot, then token, then k. Experts and slots must be in range.
+//   order [pairs]: the pair each sorted row is;  rows [pairs]: its token;  counts [experts]: pairs of each expert.
+void sort_by_slot(std::span<const std::int64_t> experts, std::int64_t top_k, std::span<const std::int64_t> slot_of,
+                  std::int64_t slots, std::int64_t* order, std::int64_t* rows, std::span<std::int64_t> counts);
+
+// Undo `sort_by_slot` and sum each token's rows of y, weighted [tokens, top_k], in the order of k.
+void weighted_sum(RowsView y, std::span<const std::int64_t> order, RowsView weights, MutableRowsView out,
+                  InstructionSet set);
+
+}  // namespace fourlane
