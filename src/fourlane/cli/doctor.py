@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 
-@click.command()
+EXAMPLES = """\b
+Examples:
+  fourlane doctor
+  fourlane doctor deployment.toml --json
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("deployment", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field of the deployment.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(*, deployment: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    r"""Check whether this machine can run fourlane, and say what to mend.
+    """Check whether this machine can run fourlane, and say what to mend.
 
     Checks against DEPLOYMENT, or against the default one. Exit code 0 if nothing fails, else 3.
-
-    \b
-    Examples:
-      fourlane doctor
-      fourlane doctor deployment.toml --json
     """
     import msgspec
 

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 
-@click.command()
+EXAMPLES = """\b
+Examples:
+  fourlane serve
+  fourlane serve --set prefill.ranks=2 --set decode.ranks=2 --set gateway.port=9000
+  fourlane serve deployment.toml --set model.path=/models/Qwen3-30B-A3B
+  fourlane serve split.toml --secret-file fourlane.secret      with ranks on other hosts
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("deployment", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field of the deployment.")
 @click.option(
@@ -30,17 +39,10 @@ __all__ = ["serve"]
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what ranks do as well.")
 def serve(*, deployment: Path | None, overrides: tuple[str, ...], secret_file: Path | None, verbose: bool) -> None:
-    r"""Serve a model: start the ranks and answer HTTP until Ctrl-C.
+    """Serve a model: start the ranks and answer HTTP until Ctrl-C.
 
     DEPLOYMENT is a TOML file; without one the bundled model is served by one prefill and one decode
     rank. The first Ctrl-C (or SIGTERM) lets open requests end, the second ends everything at once.
-
-    \b
-    Examples:
-      fourlane serve
-      fourlane serve --set prefill.ranks=2 --set decode.ranks=2 --set gateway.port=9000
-      fourlane serve deployment.toml --set model.path=/models/Qwen3-30B-A3B
-      fourlane serve split.toml --secret-file fourlane.secret      with ranks on other hosts
     """
     from fourlane.gateway.service import serve_forever
     from fourlane.spec.load import load_deployment

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["worker", "worker_config"]
 
 
-@click.command()
+EXAMPLES = """\b
+Examples:
+  fourlane worker split.toml --role prefill --gateway tcp://10.0.0.1:7600 --secret-file s
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint 10.0.0.2:29400 --no-python \\
+      fourlane worker split.toml --role decode --gateway tcp://10.0.0.1:7600 --secret-file s
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("deployment", required=False, type=click.Path(path_type=Path))
 @click.option("--role", type=click.Choice(["prefill", "decode", "unified"]), required=True, help="The rank's pool.")
 @click.option("--gateway", required=True, metavar="tcp://HOST:PORT", help="Where the gateway listens for ranks.")
@@ -42,7 +50,7 @@ __all__ = ["worker", "worker_config"]
 def worker(
     *, deployment: Path | None, role: str, gateway: str, secret_file: Path, overrides: tuple[str, ...], **launch: object
 ) -> None:
-    r"""Run one rank of a service whose gateway runs elsewhere.
+    """Run one rank of a service whose gateway runs elsewhere.
 
     DEPLOYMENT is the file that the gateway has; its pool says launch = "external". torchrun and
     Kubernetes' PyTorchJob set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. A pool of
@@ -52,12 +60,6 @@ def worker(
 
     The rank goes on until the gateway or a signal ends it. If it dies, start it again: the gateway
     takes it in, and only its own requests are retried.
-
-    \b
-    Examples:
-      fourlane worker split.toml --role prefill --gateway tcp://10.0.0.1:7600 --secret-file s
-      torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint 10.0.0.2:29400 --no-python \\
-          fourlane worker split.toml --role decode --gateway tcp://10.0.0.1:7600 --secret-file s
     """
     config = worker_config(
         deployment, role=role, gateway=gateway, secret_file=secret_file, overrides=overrides, launch=launch

@@ -340,22 +340,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name_process("fl:nursery")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     nursery = Nursery(socket.socket(fileno=os.dup(0)))
-    try:
-        return _serve(nursery, options.preload)
-    finally:
-        if options.run_dir is not None:
-            shutil.rmtree(options.run_dir, ignore_errors=True)
-
-
-def _serve(nursery: Nursery, modules: Sequence[str]) -> int:
     began = time.monotonic()
-    failure = _preload(modules)
+    failure = _preload(options.preload)
     if failure is not None:
         nursery.send(failure)
         return 3
     gc.freeze()
     nursery.send(Ready(pid=os.getpid(), seconds=time.monotonic() - began))
     nursery.run()
+    if options.run_dir is not None:  # the gateway has gone; if it was killed, nobody else will remove it
+        shutil.rmtree(options.run_dir, ignore_errors=True)
     return 0
 
 

@@ -140,6 +140,8 @@ class NurseryClient:
                 for frame in frames.feed(data):
                     self._take(decode_from_nursery(frame))
         assert self._ready is not None
+        assert self._writer is not None
+        self._writer.close()
         if not self._ready.done():
             tail = _quoted(self._run_dir.tail_of("nursery"))
             self._ready.set_exception(EngineError(f"the nursery ended while it imported the engine{tail}"))

@@ -105,6 +105,8 @@ class Member:
     hello: Hello | None = None
     heard_at: float = 0.0
     started_at: float = 0.0
+    fresh: bool = True
+    """It was heard from since the group broke."""
     condemned: bool = False
     announced: bool = False
 
@@ -162,7 +164,8 @@ class RankGroup:
         actions: list[Action] = []
         if member.alive and member.hello is not None and member.hello.pid != hello.pid:
             actions = self.died(name, "replaced by a new process", now)
-        member.hello, member.heard_at = hello, now
+        member.hello = hello
+        self._hear(member, now)
         if member.phase == "ready":
             return actions
         if len(self.members) == 1 or (hello.generation == self.generation and self._joining_since is None):
@@ -174,7 +177,7 @@ class RankGroup:
     def heard(self, name: str, now: float) -> list[Action]:
         """Note any other message of a rank. One that was given up, but only was slow, is taken back."""
         member = self.members[name]
-        member.heard_at = now
+        self._hear(member, now)
         if member.phase == "absent" and member.hello is not None and self.external:
             generation = 0 if len(self.members) == 1 else -1
             return self.said_hello(name, msgspec.structs.replace(member.hello, generation=generation), now)
@@ -182,16 +185,19 @@ class RankGroup:
 
     def lost_peer(self, name: str, generation: int, detail: str, now: float) -> list[Action]:
         """Note that an exchange, or a join, failed in a rank; the whole group has to meet again."""
-        self.members[name].heard_at = now
+        member = self.members[name]
+        self._hear(member, now)
         if generation < self.generation:
             return []
         self._joining_since = None
-        return self._break(f"{name}: {detail}", now)
+        paused = self._break(f"{name}: {detail}", now)
+        member.fresh = True
+        return paused
 
     def regrouped(self, name: str, generation: int, now: float) -> list[Action]:
         """Note that a rank is in the group's new generation."""
         member = self.members[name]
-        member.heard_at = now
+        self._hear(member, now)
         if generation != self.generation or self._joining_since is None:
             return []
         self._joined.add(name)
@@ -223,6 +229,9 @@ class RankGroup:
             if reason is not None:
                 actions.append(self._kill(member, reason))
         return actions + self._regroup_if_whole(now)
+
+    def _hear(self, member: Member, now: float) -> None:
+        member.heard_at, member.fresh = now, True
 
     def _fault(self, member: Member, now: float) -> str | None:
         """Return why a member has to be killed, if it has to."""
@@ -266,6 +275,8 @@ class RankGroup:
         """Take every member out of the group, as one of them is missing."""
         if self._broken_at is None:
             self._broken_at = now
+            for member in self.members.values():
+                member.fresh = False
         paused: list[Action] = []
         for member in self.members.values():
             if member.phase == "ready":
@@ -282,7 +293,7 @@ class RankGroup:
             return []
         broken_at = self._broken_at
         if broken_at is not None and (
-            now - broken_at < self._times.settle_s or any(member.heard_at < broken_at for member in members)
+            now - broken_at < self._times.settle_s or not all(member.fresh for member in members)
         ):
             return []
         self.generation += 1

@@ -426,7 +426,7 @@ class Supervisor:
 
     def kill_now(self) -> None:
         """Kill every local process at once and wait for nothing."""
-        self._stopping = True
+        self._stopping, self._nursery_ready = True, False
         if self._nursery is not None:
             self._nursery.kill_now()
 
