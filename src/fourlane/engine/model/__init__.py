@@ -1,0 +1,1 @@
+"""Models the engine can serve: reading checkpoints, the layers, native CPU kernels."""
