@@ -33,3 +33,38 @@ def paged_attention(
     out: NDArray[np.float32],
     isa: str = "",
 ) -> None: ...
+def rms_norm(
+    x: NDArray[np.float32], weight: NDArray[np.float32], eps: float, out: NDArray[np.float32], isa: str = ""
+) -> None: ...
+def place_heads(
+    qkv: NDArray[np.float32],
+    norm: NDArray[np.float32],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    eps: float,
+    slots: NDArray[np.int64],
+    pages: NDArray[np.float32],
+    isa: str = "",
+) -> None: ...
+def choose_experts(
+    logits: NDArray[np.float32],
+    renormalise: bool,
+    experts: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    isa: str = "",
+) -> None: ...
+def sort_by_slot(
+    experts: NDArray[np.int64],
+    slot_of: NDArray[np.int64],
+    slots: int,
+    order: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> None: ...
+def weighted_sum(
+    y: NDArray[np.float32],
+    order: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    out: NDArray[np.float32],
+    isa: str = "",
+) -> None: ...

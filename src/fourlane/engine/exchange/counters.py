@@ -38,6 +38,18 @@ class ExchangeCounters:
         self._sum_of_max += int(tokens_G.max())
         self._sum_of_mean += float(tokens_G.mean())
 
+    def observe_alone(self, layer: int, count_E: np.ndarray) -> None:
+        """Add one layer of one step of a group of one rank, which computes everything.
+
+        Args:
+            layer: which.
+            count_E: [experts] tokens routed to each expert.
+        """
+        self.load_LE[layer] += count_E
+        rows = int(count_E.sum())
+        self._sum_of_max += rows
+        self._sum_of_mean += rows
+
     @property
     def balance(self) -> float:
         """Return max/mean tokens a rank since the beginning; 1.0 before any token."""

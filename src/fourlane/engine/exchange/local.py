@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
@@ -63,14 +62,14 @@ class LocalExchange:
         """Sort tokens by slot; see the contract."""
         self._tables = tables = self._tables.of(placement)
         pairs = tables.sort(layer, topk_TK)
-        count_GE = pairs.count_E.cpu().numpy()[None, :]
-        local = tables.experts_in_slots(layer)
-        held_S = tables.rows_per_slot(layer, count_GE)
-        self.counters.observe(layer, local[local >= 0], count_GE, held_S.sum(keepdims=True))
+        count_E = pairs.count_E.cpu().numpy()
+        self.counters.observe_alone(layer, count_E)
+        counts = count_E.tolist()
+        held_S = (counts[expert] if expert >= 0 else 0 for expert in tables.experts_in_slots(layer).tolist())
         received = Received(
             x_RD=x_TD.index_select(0, pairs.rows_R),
-            offset_S1=[0, *np.cumsum(held_S).tolist()],
-            count_GE=count_GE,
+            offset_S1=list(accumulate(held_S, initial=0)),
+            count_GE=count_E[None, :],
             handle=_Handle(pairs.order_R, weights_TK),
         )
         return Done(received)  # type: ignore[return-value]

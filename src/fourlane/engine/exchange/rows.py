@@ -41,12 +41,10 @@ def sort_by_slot(topk_TK: Tensor, slot_of_E: Tensor, slots: int) -> Sorted:
     """
     if topk_TK.device.type != "cpu":
         return sort_in_torch(topk_TK, slot_of_E)
-    order_R, rows_R = torch.empty((2, topk_TK.numel()), dtype=torch.int64).unbind(0)
-    count_E = torch.empty_like(slot_of_E)
-    _native.sort_by_slot(
-        topk_TK.contiguous().numpy(), slot_of_E.numpy(), slots, order_R.numpy(), rows_R.numpy(), count_E.numpy()
-    )
-    return Sorted(order_R, rows_R, count_E)
+    order_R, rows_R = np.empty((2, topk_TK.numel()), dtype=np.int64)
+    count_E = np.empty(slot_of_E.shape, dtype=np.int64)
+    _native.sort_by_slot(topk_TK.contiguous().numpy(), slot_of_E.numpy(), slots, order_R, rows_R, count_E)
+    return Sorted(torch.from_numpy(order_R), torch.from_numpy(rows_R), torch.from_numpy(count_E))
 
 
 def sort_in_torch(topk_TK: Tensor, slot_of_E: Tensor) -> Sorted:
@@ -69,10 +67,10 @@ def weighted_sum(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:
     """
     if y_RD.device.type != "cpu" or y_RD.dtype != torch.float32:
         return weighted_sum_in_torch(y_RD, order_R, weights_TK)
-    x_TD = torch.empty((weights_TK.shape[0], y_RD.shape[1]))
+    x_TD = np.empty((weights_TK.shape[0], y_RD.shape[1]), dtype=np.float32)
     weights_TK = weights_TK.to(torch.float32).contiguous()
-    _native.weighted_sum(y_RD.contiguous().numpy(), order_R.numpy(), weights_TK.numpy(), x_TD.numpy())
-    return x_TD
+    _native.weighted_sum(y_RD.contiguous().numpy(), order_R.numpy(), weights_TK.numpy(), x_TD)
+    return torch.from_numpy(x_TD)
 
 
 def weighted_sum_in_torch(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:

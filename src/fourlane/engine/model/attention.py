@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from fourlane.engine.batch import StepBatch
     from fourlane.engine.model.linear import Linear
 
 __all__ = [
+    "Angles",
     "Attend",
     "Attention",
     "AttentionBackend",
@@ -56,6 +59,19 @@ class AttentionBackend(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Angles:
+    """Rotations of a step's rows, [tokens, 1, head dim] each; `sin_T1d` is negative in the first half."""
+
+    cos_T1d: Tensor
+    sin_T1d: Tensor
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return cos and sin [tokens, head dim] for the native kernels."""
+        return self.cos_T1d[:, 0].numpy(), self.sin_T1d[:, 0].numpy()
+
+
 @dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary position embedding, halves rotated as Hugging Face does.
@@ -71,18 +87,18 @@ class Rope:
         exponent_d = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         return Rope((1.0 / theta**exponent_d).to(device))
 
-    def at(self, position_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and signed sin, [tokens, 1, head dim], for `rotate`."""
+    def at(self, position_T: Tensor, dtype: torch.dtype) -> Angles:
+        """Return the angles of positions, for `rotate`."""
         angle_Td = position_T.to(torch.float32)[:, None] * self.inverse_frequency_d
         cos_Td, sin_Td = angle_Td.cos(), angle_Td.sin()
         cos_T1d = torch.cat((cos_Td, cos_Td), dim=-1).unsqueeze(1)
         sin_T1d = torch.cat((-sin_Td, sin_Td), dim=-1).unsqueeze(1)
-        return cos_T1d.to(dtype), sin_T1d.to(dtype)
+        return Angles(cos_T1d.to(dtype), sin_T1d.to(dtype))
 
 
-def rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
-    """Rotate each head's halves; `sin_T1d` carries the sign of the first half."""
-    return torch.addcmul(x_THd * cos_T1d, x_THd.roll(x_THd.shape[-1] // 2, dims=-1), sin_T1d)
+def rotate(x_THd: Tensor, angles: Angles) -> Tensor:
+    """Rotate each head's halves."""
+    return torch.addcmul(x_THd * angles.cos_T1d, x_THd.roll(x_THd.shape[-1] // 2, dims=-1), angles.sin_T1d)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,38 +113,41 @@ class TorchHeads:
     eps: float
     norm_Hd: Tensor
 
-    def __call__(
-        self, qkv_TN: Tensor, cos_sin: tuple[Tensor, Tensor], slot_T: Tensor, kv_QBShd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write the rows' K and V into their pages and return q, k and v, [tokens, their heads, head dim]."""
-        q_THd, k_THd, v_THd = self._split(qkv_TN)
-        qk_THd = torch.cat((q_THd, k_THd), dim=1)
-        qk_THd = rotate(F.rms_norm(qk_THd, self.norm_Hd.shape[1:], None, self.eps) * self.norm_Hd, *cos_sin)
-        q_THd, k_THd = qk_THd.split((self.heads, self.kv_heads), dim=1)
+    def __call__(self, qkv_TN: Tensor, angles: Angles, slot_T: Tensor, kv_QBShd: Tensor) -> Tensor:
+        """Norm and rotate query and key heads where they are, and write K and V into their pages.
+
+        Args:
+            qkv_TN: query, key and value heads of each row, one after the other; overwritten.
+            angles: of the rows' positions.
+            slot_T: where K and V go, block * block_size + offset.
+            kv_QBShd: one layer's pages.
+
+        Returns:
+            The same heads, [tokens, heads + 2 * kv heads, head dim].
+        """
+        qkv_THd = self._heads_of(qkv_TN)
+        qk_THd, v_THd = qkv_THd.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        normed_THd = F.rms_norm(qk_THd, self.norm_Hd.shape[1:], None, self.eps) * self.norm_Hd
+        qk_THd.copy_(rotate(normed_THd, angles))
         k_cache, v_cache = kv_QBShd.flatten(1, 2).unbind(0)
-        k_cache.index_copy_(0, slot_T, k_THd)
+        k_cache.index_copy_(0, slot_T, qk_THd[:, self.heads :])
         v_cache.index_copy_(0, slot_T, v_THd)
-        return q_THd, k_THd, v_THd
+        return qkv_THd
 
-    def _split(self, qkv_TN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_THd = qkv_TN.unflatten(-1, (self.heads + 2 * self.kv_heads, self.norm_Hd.shape[1]))
-        q_THd, k_THd, v_THd = qkv_THd.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        return q_THd, k_THd, v_THd
+    def _heads_of(self, qkv_TN: Tensor) -> Tensor:
+        return qkv_TN.view(-1, self.heads + 2 * self.kv_heads, self.norm_Hd.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
 class NativeHeads(TorchHeads):
-    """The same on CPU in one pass, in float32; `qkv_TN` is overwritten."""
+    """The same on CPU in one pass, in float32."""
 
-    __slots__ = ()
-
-    def __call__(
-        self, qkv_TN: Tensor, cos_sin: tuple[Tensor, Tensor], slot_T: Tensor, kv_QBShd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Write the rows' K and V into their pages and return q, k and v, [tokens, their heads, head dim]."""
+    def __call__(self, qkv_TN: Tensor, angles: Angles, slot_T: Tensor, kv_QBShd: Tensor) -> Tensor:
+        """Norm, rotate and write as `TorchHeads` does."""
         from fourlane.engine.model.cpu_kernels import place_heads
 
-        place_heads(qkv_TN, self.norm_Hd, self.eps, cos_sin, slot_T, kv_QBShd)
-        return self._split(qkv_TN)
+        place_heads(qkv_TN, self.norm_Hd, self.eps, angles.arrays, slot_T, kv_QBShd)
+        return self._heads_of(qkv_TN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +159,13 @@ class Attention:
     heads: TorchHeads
     out: Linear
 
-    def __call__(
-        self, x_TD: Tensor, cos_sin: tuple[Tensor, Tensor], batch: StepBatch, kv_QBShd: Tensor, attend: Attend
-    ) -> Tensor:
+    def __call__(self, x_TD: Tensor, angles: Angles, batch: StepBatch, kv_QBShd: Tensor, attend: Attend) -> Tensor:
         """Write K and V of the rows into their pages, tell `batch.on_kv`, and attend."""
-        q_THd, k_THd, v_THd = self.heads(self.qkv(x_TD), cos_sin, batch.slot_T, kv_QBShd)
-        if batch.on_kv is not None and k_THd.shape[0]:
-            batch.on_kv(self.layer, k_THd.contiguous(), v_THd.contiguous())
-        return self.out(attend(q_THd, kv_QBShd))
+        qkv_THd = self.heads(self.qkv(x_TD), angles, batch.slot_T, kv_QBShd)
+        queries, keys = self.heads.heads, self.heads.heads + self.heads.kv_heads
+        if batch.on_kv is not None and x_TD.shape[0]:
+            batch.on_kv(self.layer, qkv_THd[:, queries:keys].contiguous(), qkv_THd[:, keys:].contiguous())
+        return self.out(attend(qkv_THd[:, :queries], kv_QBShd))
 
 
 class NativeAttention:

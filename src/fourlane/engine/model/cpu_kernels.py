@@ -83,9 +83,9 @@ class PackedLinear:
         Args:
             x_TD: float32 [tokens, in features], on CPU; copied only if it is not contiguous.
         """
-        y_TN = torch.empty((x_TD.shape[0], self.out_features))
-        _native.linear(x_TD.detach().contiguous().numpy(), self._weight, y_TN.numpy())
-        return y_TN
+        y_TN = _rows(x_TD.shape[0], self.out_features)
+        _native.linear(_array(x_TD), self._weight, y_TN)
+        return torch.from_numpy(y_TN)
 
 
 class PackedExperts:
@@ -139,10 +139,9 @@ class PackedExperts:
             x_RD: float32 [rows, model dim], on CPU; copied only if it is not contiguous.
             offset_S1: slot s owns rows offset_S1[s] to offset_S1[s+1].
         """
-        y_RD = torch.empty((x_RD.shape[0], self.model_dim))
-        x = x_RD.detach().contiguous().numpy()
-        _native.expert_ffn(x, offset_S1, self._gate_up, self._down, y_RD.numpy())
-        return y_RD
+        y_RD = _rows(x_RD.shape[0], self.model_dim)
+        _native.expert_ffn(_array(x_RD), offset_S1, self._gate_up, self._down, y_RD)
+        return torch.from_numpy(y_RD)
 
 
 class PagedAttention:
@@ -169,17 +168,17 @@ class PagedAttention:
             kv_QBShd: one layer's pages, float32 [2 (K, V), blocks, block_size, kv heads, head dim], contiguous.
         """
         tokens, heads, head_dim = q_THd.shape
-        out_TD = torch.empty((tokens, heads * head_dim))
+        out_TD = _rows(tokens, heads * head_dim)
         _native.paged_attention(
-            q_THd.detach().numpy(),
+            q_THd.numpy(),
             kv_QBShd.numpy(),
             self._block_table,
             self._query_start,
             self._context,
             head_dim**-0.5,
-            out_TD.numpy(),
+            out_TD,
         )
-        return out_TD
+        return torch.from_numpy(out_TD)
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -189,13 +188,18 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x_TD: float32, on CPU; copied only if it is not contiguous.
         weight_D: float32.
     """
-    y_TD = torch.empty(x_TD.shape)
-    _native.rms_norm(x_TD.detach().contiguous().numpy(), weight_D.numpy(), eps, y_TD.numpy())
-    return y_TD
+    y_TD = _rows(*x_TD.shape)
+    _native.rms_norm(_array(x_TD), weight_D.numpy(), eps, y_TD)
+    return torch.from_numpy(y_TD)
 
 
 def place_heads(
-    qkv_TN: Tensor, norm_Hd: Tensor, eps: float, cos_sin: tuple[Tensor, Tensor], slot_T: Tensor, kv_QBShd: Tensor
+    qkv_TN: Tensor,
+    norm_Hd: Tensor,
+    eps: float,
+    cos_sin: tuple[np.ndarray, np.ndarray],
+    slot_T: Tensor,
+    kv_QBShd: Tensor,
 ) -> None:
     """Norm and rotate the query and key heads of each row where they are; write keys and values into their pages.
 
@@ -203,12 +207,11 @@ def place_heads(
         qkv_TN: float32 [tokens, (heads + 2 * kv heads) * head dim], contiguous: query, key and value heads.
         norm_Hd: float32 [heads + kv heads, head dim], the norms' weights.
         eps: of the norms.
-        cos_sin: float32 [tokens, 1, head dim] each; sin is negative in the first half.
+        cos_sin: float32 [tokens, head dim] each; sin is negative in the first half.
         slot_T: int64, block * block_size + offset of each token.
         kv_QBShd: one layer's pages, float32 [2 (K, V), blocks, block_size, kv heads, head dim], contiguous.
     """
-    cos_Td, sin_Td = (angle_T1d[:, 0].numpy() for angle_T1d in cos_sin)
-    _native.place_heads(qkv_TN.numpy(), norm_Hd.numpy(), cos_Td, sin_Td, eps, slot_T.numpy(), kv_QBShd.numpy())
+    _native.place_heads(qkv_TN.numpy(), norm_Hd.numpy(), *cos_sin, eps, slot_T.numpy(), kv_QBShd.numpy())
 
 
 def choose_experts(logits_TE: Tensor, top_k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -217,10 +220,20 @@ def choose_experts(logits_TE: Tensor, top_k: int, *, renormalise: bool) -> tuple
     The softmax is over all experts, or with `renormalise` over the chosen ones. Of equal logits the
     lower expert comes first.
     """
-    topk_TK = torch.empty((logits_TE.shape[0], top_k), dtype=torch.int64)
-    weights_TK = torch.empty((logits_TE.shape[0], top_k))
-    _native.choose_experts(logits_TE.contiguous().numpy(), renormalise, topk_TK.numpy(), weights_TK.numpy())
-    return topk_TK, weights_TK
+    topk_TK = np.empty((logits_TE.shape[0], top_k), dtype=np.int64)
+    weights_TK = _rows(*topk_TK.shape)
+    _native.choose_experts(_array(logits_TE), renormalise, topk_TK, weights_TK)
+    return torch.from_numpy(topk_TK), torch.from_numpy(weights_TK)
+
+
+def _rows(rows: int, columns: int) -> np.ndarray:
+    """Return float32 memory for results; making an array and a tensor of it is cheaper than the reverse."""
+    return np.empty((rows, columns), dtype=np.float32)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's memory, copied only if it is not contiguous; its grad is ignored."""
+    return np.ascontiguousarray((tensor.detach() if tensor.requires_grad else tensor).numpy())
 
 
 def _panels(columns: int) -> int:

@@ -66,10 +66,9 @@ class RmsNorm:
         return F.rms_norm(x_TD, self.weight_D.shape, self.weight_D, self.eps)
 
 
+@dataclass(frozen=True, slots=True)
 class NativeRmsNorm(RmsNorm):
     """The same on CPU in one pass, in float32."""
-
-    __slots__ = ()
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """Return x / rms(x) * weight."""

@@ -43,10 +43,9 @@ class Router:
         return topk_TK, weights_TK
 
 
+@dataclass(frozen=True, slots=True)
 class NativeRouter(Router):
     """The same on CPU in one pass; of equally likely experts the lower comes first."""
-
-    __slots__ = ()
 
     def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Return experts [tokens, K] int64, likeliest first, and their weights [tokens, K] float32."""

@@ -106,19 +106,19 @@ class CausalLM:
             Logits of `batch.logit_row_N`, float32 [N, vocabulary].
         """
         x_TD = F.embedding(batch.token_ids_T, self._embedding_VD).to(self.dtype)
-        cos_sin = self._rope.at(batch.position_T, self.dtype)
+        angles = self._rope.at(batch.position_T, self.dtype)
         attend = self._attention.prepare(batch, kv_LQBShd.shape[3])
         for layer, kv_QBShd in zip(self._layers, kv_LQBShd.unbind(0), strict=True):
-            x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), cos_sin, batch, kv_QBShd, attend)
+            x_TD += layer.attention(layer.attention_norm(x_TD), angles, batch, kv_QBShd, attend)
             h_TD = layer.mlp_norm(x_TD)
             block = layer.mlp
             if isinstance(block, MoeBlock):
                 topk_TK, weights_TK = block.router(h_TD)
                 received = yield exchange.dispatch(h_TD, topk_TK, weights_TK, placement, layer=block.index)
                 y_RD = block.experts(received.x_RD, received.offset_S1)
-                x_TD = x_TD + (yield exchange.combine(y_RD, received))
+                x_TD += yield exchange.combine(y_RD, received)
             else:
-                x_TD = x_TD + block(h_TD)
+                x_TD += block(h_TD)
         return self._head(self._norm(x_TD[batch.logit_row_N])).float()
 
 

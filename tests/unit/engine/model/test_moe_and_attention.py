@@ -97,7 +97,7 @@ def test_the_router_takes_the_likeliest_experts_of_all(*, renormalise: bool) -> 
 
 def test_rotation_turns_halves_as_complex_numbers() -> None:
     x_THd, position_T = torch.randn(5, 2, 8), torch.tensor([0, 1, 17, 4000, 2])
-    rotated = rotate(x_THd, *Rope.of(10000.0, 8, torch.device("cpu")).at(position_T, torch.float32))
+    rotated = rotate(x_THd, Rope.of(10000.0, 8, torch.device("cpu")).at(position_T, torch.float32))
     frequency = 10000.0 ** -(torch.arange(4, dtype=torch.float64) / 4)
     turn = torch.polar(torch.ones(5, 4, dtype=torch.float64), position_T.double()[:, None] * frequency)
     expected = torch.complex(x_THd[..., :4].double(), x_THd[..., 4:].double()) * turn[:, None]
