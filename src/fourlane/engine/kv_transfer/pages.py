@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pages", "SequencePages"]
 
+_MOST_CUTS = 64
+
 
 class Pages:
     """A cache's memory, cut into pages.
@@ -44,9 +46,8 @@ class SequencePages:
     def __init__(self, pages: Pages, blocks: Sequence[int]) -> None:
         self.blocks = blocks
         self._pages = pages
-        # Chunks of all layers share their cut: it is worked out once, for layer 0.
-        self._span = (0, 0)
-        self._runs: list[tuple[int, int]] = []
+        # Chunks of all layers share their cuts: each is worked out once, for layer 0.
+        self._runs_of: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def runs(self, layer: int, first_token: int, tokens: int) -> list[tuple[int, int]]:
         """Return (first byte, end) of the K of consecutive tokens; neighbouring pages make one run.
@@ -56,11 +57,13 @@ class SequencePages:
             first_token: position in the sequence.
             tokens: how many, at least 1; all of them within the pages.
         """
-        if self._span != (first_token, tokens):
-            self._runs = self._cut(first_token, tokens)
-            self._span = (first_token, tokens)
+        runs = self._runs_of.get((first_token, tokens))
+        if runs is None:
+            if len(self._runs_of) >= _MOST_CUTS:
+                self._runs_of.clear()
+            runs = self._runs_of[first_token, tokens] = self._cut(first_token, tokens)
         base = layer * 2 * self._pages.v_shift
-        return [(start + base, end + base) for start, end in self._runs]
+        return [(start + base, end + base) for start, end in runs]
 
     def views(self, layer: int, first_token: int, tokens: int) -> list[memoryview]:
         """Return the memory of K, then of V, of consecutive tokens, in the order of the wire."""

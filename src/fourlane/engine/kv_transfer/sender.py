@@ -38,6 +38,9 @@ _MOST_VIEWS = 512
 _MOST_ANSWER = 1 << 24
 _JOIN_TIMEOUT_S = 10.0
 _CHECK_S = 1.0
+# K and V that fit into a core's cache: what was summed is still there when it is sent, on the other
+# side what was received when it is summed; and streams take turns.
+_PIECE_BYTES = 1 << 20
 
 
 class Chunk(NamedTuple):
@@ -106,6 +109,7 @@ class Stream:
         self.sequence_id = sequence_id
         self._link = link
         self._geometry = geometry
+        self._piece = max(1, _PIECE_BYTES // (2 * geometry.token_bytes))
         self._on_delivered = on_delivered
         self._on_failed = on_failed
         self._gate = threading.Lock()
@@ -139,9 +143,14 @@ class Stream:
                 )
             if str(tensor.dtype) != f"torch.{self._geometry.dtype}":
                 raise ValueError(f"KV: expected {self._geometry.dtype}, got {tensor.dtype}")
-        if not self.ended and k_THd.shape[0]:
-            chunk = Chunk(layer, first_token, k_THd.detach(), v_THd.detach(), ready_event(v_THd))
-            self._link.submit(_Item(self, None, b"", chunk))
+        if self.ended or not k_THd.shape[0]:
+            return
+        k_THd, v_THd, ready = k_THd.detach(), v_THd.detach(), ready_event(v_THd)
+        for first in range(0, k_THd.shape[0], self._piece):
+            piece = slice(first, first + self._piece)
+            self._link.submit(
+                _Item(self, None, b"", Chunk(layer, first_token + first, k_THd[piece], v_THd[piece], ready))
+            )
 
     def finish(self, *, tokens: int, first_token_id: int) -> None:
         """Say that computation is done."""
