@@ -174,3 +174,16 @@ def test_a_service_that_is_not_there_is_named() -> None:
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(SpecError, match="expected a URL"):
         Client(url)
+
+
+def test_an_error_of_the_event_handler_reaches_who_asked() -> None:
+    def refuse(_now: float, payload: bytes) -> None:
+        raise LookupError(f"{len(payload)} bytes")
+
+    async def run() -> None:
+        async with fake_service() as service:
+            client = Client(service.base_url)
+            await client.post("/v1/completions", b'{"prompt": [1], "max_tokens": 2}', timeout=5, on_event=refuse)
+
+    with pytest.raises(LookupError, match="bytes"):
+        asyncio.run(run())

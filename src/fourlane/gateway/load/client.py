@@ -95,7 +95,7 @@ class _Connection(asyncio.Protocol):
         if response.complete:
             self._finish()
         else:
-            self._fail(f"the service closed the connection in mid-answer{f': {exc}' if exc else ''}")
+            self._fail(ConnectionError(f"the service closed the connection in mid-answer{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes (called by asyncio)."""
@@ -105,8 +105,9 @@ class _Connection(asyncio.Protocol):
         try:
             self._take(now, self._raw + data if self._raw else data)
         except (ValueError, IndexError) as error:
-            self._keep_alive = False
-            self._fail(f"the service sent malformed HTTP: {error}")
+            self._fail(ConnectionError(f"the service sent malformed HTTP: {error}"))
+        except Exception as error:  # noqa: BLE001 - whatever `on_event` raises belongs to who called `post`
+            self._fail(error)
 
     def _take(self, now: float, data: bytes) -> None:
         self._raw = b""
@@ -192,10 +193,11 @@ class _Connection(asyncio.Protocol):
         if self._finished is not None and not self._finished.done():
             self._finished.set_result(None)
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, error: Exception) -> None:
         self._response = None
+        self._keep_alive = False
         if self._finished is not None and not self._finished.done():
-            self._finished.set_exception(ConnectionError(why))
+            self._finished.set_exception(error)
 
 
 class Client:
