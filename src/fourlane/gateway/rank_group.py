@@ -129,6 +129,8 @@ class RankGroup:
         times: how long to wait for what.
         stopped: tells whether a process is certainly not running (stopped by a signal, a zombie).
         external: the ranks were not started by us, so one that was given up for its silence may come back.
+        first_generation: where to count from. Ranks that outlive a gateway follow only to generations
+            above theirs, so the next gateway must begin above all those before it.
     """
 
     def __init__(
@@ -138,10 +140,11 @@ class RankGroup:
         *,
         stopped: Callable[[int], bool],
         external: bool = False,
+        first_generation: int = 0,
     ) -> None:
         self.external = external
         self.members = {config.name: Member(config) for config in configs}
-        self.generation = configs[0].generation
+        self.generation = first_generation
         self._times = times
         self._stopped = stopped
         self._broken_at: float | None = None

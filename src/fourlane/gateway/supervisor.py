@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -441,6 +442,7 @@ class Supervisor:
                 self._times,
                 stopped=is_stopped if pools[role].launch == "local" else lambda _pid: False,
                 external=pools[role].launch == "external",
+                first_generation=int(time.time()) if pools[role].launch == "external" else 0,
             )
             for role, index in keys
         ]
