@@ -208,8 +208,7 @@ def main() -> None:
         print(f"{label} a sequence, {LAYERS} layers, median of {max(repeats - 3, 1)}")
         for name, seconds in rows:
             print(f"  {name:30} {size / seconds / 1e9:7.2f} GB/s   {plain / seconds:5.2f} x plain TCP")
-        print(
-            thread = f"{tcp_send * 1e6:.0f} us over tcp, {shared_send * 1e6:.0f} us over shared memory"
+        thread = f"{tcp_send * 1e6:.0f} us over tcp, {shared_send * 1e6:.0f} us over shared memory"
         print(f"  the computing thread spends, a layer: {thread}")
 
 
