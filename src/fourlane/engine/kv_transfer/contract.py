@@ -56,9 +56,10 @@ class Delivery:
     """How a sequence's KV travelled, by the sender's clock.
 
     Units:
-        bytes: payload; transfer_s: seconds in which bytes of this stream were under way (first
-        write of a frame to its end, plus the wait for the acknowledgement); hidden_s: the part
-        of it before `KvStream.finish` was called, that is, under computation.
+        bytes: payload; transfer_s: seconds in which KV of this stream was under way: from a chunk's
+        first byte until the sender knows that it is in its pages and checked, overlaps counted
+        once, plus the wait for the last acknowledgement; hidden_s: the part of it before
+        `KvStream.finish` was called, that is, under computation. The rest is what a sequence waits.
     """
 
     bytes: int

@@ -90,6 +90,8 @@ class Kind(IntEnum):
     """All of the sequence's KV is there."""
     NACK = 18
     """The sequence failed or is not wanted; a text follows. Answered by STOPPED."""
+    CHECKED = 19
+    """A chunk (in the order sent) is in its pages and its checksum agreed."""
 
 
 class Header(NamedTuple):

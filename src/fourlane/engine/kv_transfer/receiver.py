@@ -358,6 +358,7 @@ class Receiver:
             return
         reservation.coverage.land(header.layer, header.tokens)
         reservation.active_at = time.monotonic()
+        inlet.reply(Kind.CHECKED, header.sequence_id)
 
     def signal(self, inlet: Inlet, header: Header, text: str) -> None:
         """Take a frame without KV.

@@ -123,6 +123,9 @@ class Stream:
         self.sent_bytes = 0
         self.transfer_s = 0.0
         self.hidden_s = 0.0
+        self.chunks_under_way = 0
+        self.under_way_since = 0.0
+        self.checked_at = 0.0
         self.layers_begun: set[int] = set()
 
     def send(self, layer: int, first_token: int, k_THd: torch.Tensor, v_THd: torch.Tensor) -> None:
@@ -181,8 +184,24 @@ class Stream:
         if self.end():
             self._on_delivered(Delivery(self.sent_bytes, self.transfer_s, self.hidden_s))
 
-    def count(self, began: float, ended: float) -> None:
-        """Count a time in which bytes of this stream were under way."""
+    def chunk_begins(self, now: float) -> None:
+        """Note that a chunk's first byte is on its way."""
+        if not self.chunks_under_way:
+            self.under_way_since = now
+        self.chunks_under_way += 1
+
+    def chunk_checked(self, now: float) -> None:
+        """Note that the receiver has a chunk, and count the time in which chunks were under way."""
+        self.chunks_under_way -= 1
+        if not self.chunks_under_way:
+            self._count(self.under_way_since, now)
+            self.checked_at = now
+
+    def acknowledged(self, now: float) -> None:
+        """Count the wait for the acknowledgement, which nothing hides."""
+        self._count(max(self.checked_at, self.finished_at), now)
+
+    def _count(self, began: float, ended: float) -> None:
         self.transfer_s += ended - began
         self.hidden_s += max(0.0, min(ended, self.finished_at) - began)
 
@@ -342,6 +361,7 @@ class Link:
         stream = item.stream
         assert stream is not None
         stream.layers_begun.add(item.chunk.layer)
+        stream.chunk_begins(self._began)
         return self._outlet.put(stream.sequence_id, item.chunk, stream.pages)
 
     def _advance(self, count: int) -> None:
@@ -365,7 +385,6 @@ class Link:
         if item.chunk is not None:
             size = 2 * item.chunk.k_THd.nbytes
             stream.sent_bytes += size
-            stream.count(self._began, now)
             self._count_bytes(size)
         elif item.header is not None and item.header.kind == Kind.FINISH:
             stream.waits_for, stream.waits_since = "an acknowledgement", self._began
@@ -406,8 +425,10 @@ class Link:
             stream.waits_for = None
             self._queue.extendleft(reversed(stream.parked))
             stream.parked.clear()
+        elif header.kind == Kind.CHECKED:
+            stream.chunk_checked(time.monotonic())
         elif header.kind == Kind.ACK:
-            stream.count(stream.waits_since, time.monotonic())
+            stream.acknowledged(time.monotonic())
             del self._streams[header.sequence_id]
             stream.deliver()
         else:

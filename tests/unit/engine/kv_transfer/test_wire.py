@@ -96,7 +96,8 @@ def test_a_frame_of_our_own_making_lands(tcp_lane: Lane) -> None:
         for layer in range(GEOMETRY.layers):
             wire.send(*data(layer=layer))
         wire.send(Header(Kind.FINISH, 1, first_token=3, tokens=8))
-        assert wire.answer()[0].kind == Kind.ACK
+        answers = [wire.answer()[0].kind for _ in range(GEOMETRY.layers + 1)]
+        assert answers == [*[Kind.CHECKED] * GEOMETRY.layers, Kind.ACK]
     assert arrived.wait() == 3
 
 
@@ -160,8 +161,9 @@ def test_data_for_a_sequence_nobody_expects_is_drained_and_answered_once(tcp_lan
         for layer in range(GEOMETRY.layers):
             wire.send(*data(layer=layer))
         wire.send(Header(Kind.FINISH, 1, first_token=3, tokens=8))
-        answers = [wire.answer()[0] for _ in range(2)]
-        assert [(answer.kind, answer.sequence_id) for answer in answers] == [(Kind.NACK, 2), (Kind.ACK, 1)]
+        answers = [wire.answer()[0] for _ in range(2 + GEOMETRY.layers)]
+        checked = [(Kind.CHECKED, 1)] * GEOMETRY.layers
+        assert [(answer.kind, answer.sequence_id) for answer in answers] == [(Kind.NACK, 2), *checked, (Kind.ACK, 1)]
     assert arrived.wait() == 3
     assert (tcp_lane.storage.tensor[:, :, OTHERS] == -1).all()
 
