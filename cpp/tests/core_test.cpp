@@ -10,6 +10,7 @@
 #include "fourlane/crc32c.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
+#include "fourlane/token_rows.hpp"
 
 namespace {
 
@@ -148,6 +149,55 @@ void paged_attention_averages_values(InstructionSet set, std::int64_t head_dim, 
     expect(close, "paged attention over equal values");
 }
 
+// Rows that went out by slot and come back unchanged sum up to themselves, as the weights sum up to 1.
+void rows_come_back_to_their_tokens(InstructionSet set, std::int64_t columns) {
+    const std::int64_t tokens = 9;
+    const std::int64_t experts = 5;
+    const std::int64_t top_k = 3;
+    const auto pairs = static_cast<std::size_t>(tokens * top_k);
+    const std::vector<float> logits = random_floats(tokens * experts, 6);
+    const std::vector<float> x = random_floats(tokens * columns, 7);
+    std::vector<std::int64_t> chosen(pairs);
+    std::vector<float> weights(pairs);
+    fourlane::choose_experts({logits.data(), tokens, experts}, top_k, true, chosen.data(), weights.data(), set);
+    const std::vector<std::int64_t> slot_of{6, 0, 3, 1, 2};
+    std::vector<std::int64_t> order(pairs);
+    std::vector<std::int64_t> rows(pairs);
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(experts));
+    fourlane::sort_by_slot(chosen, top_k, slot_of, 7, order.data(), rows.data(), counts);
+    std::vector<float> sent;
+    for (const std::int64_t row : rows) sent.insert(sent.end(), x.begin() + row * columns, x.begin() + (row + 1) * columns);
+    std::vector<float> back(x.size(), NAN);
+    fourlane::weighted_sum({sent.data(), tokens * top_k, columns}, order, {weights.data(), tokens, top_k},
+                           {back.data(), tokens, columns}, set);
+    bool close = true;
+    for (std::size_t i = 0; i < x.size(); ++i) close = close && std::abs(back[i] - x[i]) < 1e-6F;
+    expect(close, "rows come back to their tokens");
+}
+
+// Turned by no angle and normed with weights of 1, heads keep their direction and have a mean square of 1.
+void heads_are_normed_and_placed(InstructionSet set, std::int64_t head_dim) {
+    const std::int64_t tokens = 2;
+    std::vector<float> qkv = random_floats(tokens * 5 * head_dim, 8);  // 3 query, 1 key, 1 value heads
+    const std::vector<float> ones(static_cast<std::size_t>(4 * head_dim), 1.0F);
+    const std::vector<float> zeros(static_cast<std::size_t>(tokens * head_dim), 0.0F);
+    const std::vector<std::int64_t> slots{2, 0};
+    std::vector<float> keys(static_cast<std::size_t>(3 * head_dim), NAN);
+    std::vector<float> values(keys);
+    const float eps = 1e-6F;
+    std::vector<float> normed(qkv.size());
+    fourlane::rms_norm({qkv.data(), tokens * 5, head_dim}, ones.data(), eps, {normed.data(), tokens * 5, head_dim}, set);
+    fourlane::place_heads({qkv.data(), tokens, 3, 1, head_dim}, {ones.data(), ones.data(), zeros.data(), eps}, slots,
+                          keys.data(), values.data(), set);
+    bool equal = true;
+    for (std::int64_t i = 0; i < head_dim; ++i) {
+        const auto at = [&](std::int64_t row) { return static_cast<std::size_t>(row * head_dim + i); };
+        equal = equal && keys[at(2)] == normed[at(3)] && keys[at(0)] == normed[at(8)] && std::isnan(keys[at(1)]);
+        equal = equal && values[at(2)] == qkv[at(4)] && values[at(0)] == qkv[at(9)] && qkv[at(0)] == normed[at(0)];
+    }
+    expect(equal, "heads are normed and placed");
+}
+
 }  // namespace
 
 int main() {
@@ -164,6 +214,10 @@ int main() {
             paged_attention_averages_values(set, head_dim, 16);
             paged_attention_averages_values(set, head_dim, 1);
             paged_attention_averages_values(set, head_dim, 256);
+        }
+        for (const std::int64_t columns : {1, 16, 37}) {
+            rows_come_back_to_their_tokens(set, columns);
+            heads_are_normed_and_placed(set, 2 * columns);
         }
         expert_ffn_computes_each_row_once(set, 1);
         expert_ffn_computes_each_row_once(set, 45);
