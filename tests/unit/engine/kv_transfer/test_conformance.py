@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 from dataclasses import replace
@@ -322,7 +323,8 @@ def test_after_a_release_in_the_middle_of_a_transfer_the_pages_stay_untouched(
         outlets[0].go.set()
         released.wait()
         lane.storage.tensor.fill_(-1.0)
-    assert "the receiver dropped it" in sent.failure()
+    # Over TCP the next chunk may reach the receiver before it gets to say that it dropped the sequence.
+    assert re.search("the receiver dropped it|is not expected here", sent.failure())
     send_rest = lane.expect(2, [5, 6], 8)
     send_all(lane.open(lane.senders[0], 2)[0], kv)
     send_rest.wait()
