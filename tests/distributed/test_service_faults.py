@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 PATIENCE_S = 60.0
 FOURLANE = [sys.executable, "-m", "fourlane"]
-LONG = Sampling(max_tokens=120, temperature=0.0, ignore_eos=True)
+LONG = Sampling(max_tokens=240, temperature=0.0, ignore_eos=True)
 SHORT = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
 
 
@@ -84,7 +84,8 @@ async def strike(service: Service, name: str, number: signal.Signals) -> tuple[l
     calm = await generate_all(service.router, asked, LONG)
     before = service.state.metrics.generated_tokens
     load = asyncio.create_task(generate_all(service.router, asked, LONG))
-    await until(decoding(service, at_least=before + 150))
+    await until(decoding(service, at_least=before + 100))
+    assert not load.done(), "the load must last until the rank is struck"
     os.kill(pid_of(service, name), number)
     return calm, await load
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fourlane.errors import SpecError
 from fourlane.gateway.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Return an empty folder with a path short enough for sockets, whatever pytest's is called."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield path
+    shutil.rmtree(path)
 
 
 def test_a_temporary_folder_is_its_owners_alone_and_can_be_removed_twice() -> None:
@@ -33,11 +47,11 @@ def test_a_temporary_folder_has_a_short_path_even_if_that_for_temporary_files_ha
     assert list(deep.iterdir()) == []
 
 
-def test_a_folder_that_holds_files_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("work")
+def test_a_folder_that_holds_files_is_refused_and_left_as_it_was(short: Path) -> None:
+    (short / "precious").write_text("work")
     with pytest.raises(SpecError, match="holds files"):
-        RunDir(tmp_path)
-    assert (tmp_path / "precious").read_text() == "work"
+        RunDir(short)
+    assert (short / "precious").read_text() == "work"
 
 
 def test_a_path_too_long_for_sockets_is_refused_with_its_length() -> None:
@@ -45,8 +59,8 @@ def test_a_path_too_long_for_sockets_is_refused_with_its_length() -> None:
         RunDir(Path("/tmp") / ("x" * 80))
 
 
-def test_the_tail_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "r")
+def test_the_tail_of_a_log_is_its_last_lines(short: Path) -> None:
+    run_dir = RunDir(short / "r")
     assert run_dir.tail_of("decode-0") == ""
     run_dir.log_of("decode-0").write_text("".join(f"line {number}\n" for number in range(5000)))
     assert run_dir.tail_of("decode-0", lines=2) == "line 4998\nline 4999"

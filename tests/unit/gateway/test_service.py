@@ -154,6 +154,16 @@ def test_a_host_that_is_not_this_machine_is_refused() -> None:
         listen("192.0.2.1", 0)
 
 
+async def test_a_service_that_others_can_reach_without_a_key_is_warned_of(
+    model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = Gateway(host="0.0.0.0", port=0)
+    wanted = Deployment(model=Model(path=str(model_folder)), gateway=gateway, unified=Pool())
+    async with running_service(wanted, target=TARGET) as service:
+        assert "gateway.api_key is not set, so anyone there can use the service" in caplog.text
+        assert service.base_url.startswith("http://127.0.0.1:")
+
+
 async def test_external_pools_need_an_address_and_a_secret(model_folder: Path) -> None:
     pool = Pool(launch="external")
     model = Model(path=str(model_folder))
