@@ -46,9 +46,10 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A set of like ranks: data-parallel attention, expert-parallel MoE.
 
-    `expert_parallel` ranks share one copy of the experts; it divides `ranks` (None: all of
-    them). `device` "cuda" gives rank r of the pool GPU r, "cuda:N" GPU N + r, starting over after
-    the last: so pools share GPUs or have their own. `launch = "external"` waits for `fourlane worker` processes instead of starting ranks.
+    `expert_parallel` ranks share one copy of the experts; it divides `ranks` (None: all of them).
+    `device` "cuda" gives rank r of the pool GPU r, "cuda:N" GPU N + r, starting over after the
+    last: so pools share GPUs or have their own. `launch = "external"` waits for `fourlane worker`
+    processes instead of starting ranks.
     """
 
     ranks: int = 1
