@@ -271,7 +271,7 @@ class ByHand:
                 [*command, "--secret-file", str(self.secret)],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **{name: str(value) for name, value in launch.items()}},
+                env={**os.environ, "TMPDIR": str(self.tmp), **{name: str(value) for name, value in launch.items()}},
             )
         self.processes.append(process)
         return process
@@ -316,6 +316,7 @@ def test_ranks_started_by_hand_serve_and_one_that_dies_can_be_started_again(by_h
         assert service.process.wait(PATIENCE_S) == 0
         outlived = [process.poll() for process in by_hand.processes if process is not victim]
         assert outlived == [None, None], "external ranks wait for the next gateway"
+        assert service.left_over() == []
         service.close()
         service = by_hand.serve()
         assert list(service.stream(20))[-1] == "[DONE]"

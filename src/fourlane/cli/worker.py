@@ -150,15 +150,18 @@ def _run(config: RankConfig) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run_dir = RunDir()
+    # Only sockets in the file system need a folder, which a killed worker would leave behind.
+    needs_folder = config.control_endpoint.startswith("ipc://") or config.kv_transport == "shared_memory"
+    run_dir = RunDir() if needs_folder else None
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         from fourlane.engine.worker import run_rank
 
         click.echo(f"{config.name}: loading {config.model_path}; gateway {config.control_endpoint}", err=True)
-        return run_rank(msgspec.structs.replace(config, run_dir=str(run_dir.path)))
+        return run_rank(msgspec.structs.replace(config, run_dir=str(run_dir.path) if run_dir else ""))
     finally:
-        run_dir.remove()
+        if run_dir is not None:
+            run_dir.remove()
 
 
 def _exit_on_signal(number: int, frame: object) -> NoReturn:
