@@ -90,7 +90,7 @@ def main() -> None:
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         with live_service(overrides) as live:
-            pids = processes_of(live.pid) | {sleeper.pid: "asleep (baseline)"}
+            pids = processes_of(live.pid) | {live.pid: "gateway", sleeper.pid: "asleep (baseline)"}
             fresh = shares(pids, options.seconds)
             asyncio.run(some_requests(live.base_url))
             time.sleep(2)
