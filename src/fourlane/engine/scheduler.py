@@ -136,6 +136,11 @@ class Scheduler:
                     return sequence
         return None
 
+    def everyone(self) -> list[int]:
+        """Return the ids of all sequences here, whatever their state."""
+        queued = [sequence.sequence_id for sequence in (*self.waiting, *self.running)]
+        return [*queued, *self.reserved, *self.leaving]
+
     def has_work(self) -> bool:
         """Tell whether a step would compute something."""
         return any(sequence.pending for sequence in self.running) or self._can_admit()

@@ -6,11 +6,13 @@ to do; every other wait is inside the exchange and ends in `PeerLost` at the lat
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +63,8 @@ __all__ = ["RankWorker", "run_rank"]
 
 log = logging.getLogger(__name__)
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEEP_BELOW_BYTES = 256 << 20
 SWITCH_INTERVAL_S = 0.0005
 """How long the computing thread may keep the interpreter from a KV thread that has something to do."""
 
@@ -72,6 +76,7 @@ def run_rank(config: RankConfig) -> int:
         config: who this rank is, what it loads, whom it talks to.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _keep_freed_memory()
     torch.set_num_threads(config.threads)
     torch.set_grad_enabled(False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -143,6 +148,7 @@ class RankWorker:
         self._outbox, self._kv_inbox = self._open_kv_lane()
         self._poller = self._make_poller()
         self._stopping = False
+        self._hub_changes = 0
         self._load_s = time.monotonic() - began
 
     def run(self) -> None:
@@ -171,8 +177,19 @@ class RankWorker:
 
     def _drain(self) -> None:
         self.inbox.run()
-        for message in self.channel.drain():
+        messages = self.channel.drain()
+        if self.channel.hub_changes != self._hub_changes:
+            self._hub_changes = self.channel.hub_changes
+            self._forget_everything()
+        for message in messages:
             self._handle(message)
+
+    def _forget_everything(self) -> None:
+        """Drop all sequences: the gateway was replaced, and the new one knows none of them."""
+        sequence_ids = self.scheduler.everyone()
+        log.warning("%s: a new gateway; dropped %d sequences of the old one", self.config.name, len(sequence_ids))
+        for sequence_id in sequence_ids:
+            self._cancel(sequence_id)
 
     def _handle(self, message: ToRank) -> None:
         match message:
@@ -355,6 +372,14 @@ def _device(config: RankConfig) -> torch.device:
     device = torch.device("cuda", gpu_index(config.device, config.rank, torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, instead of faulting the pages in again."""
+    with suppress(AttributeError, OSError):  # another C library: nothing to set
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BELOW_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BELOW_BYTES)
 
 
 def _sampling_row(sequence: Sequence, eos_ids: frozenset[int]) -> SamplingRow:

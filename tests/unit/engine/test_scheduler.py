@@ -141,6 +141,18 @@ def test_the_outlook_of_a_step_says_whether_there_will_be_work_after_it() -> Non
     assert not rank.schedule().more
 
 
+def test_everyone_is_whoever_waits_runs_is_reserved_or_leaves() -> None:
+    rank = scheduler(max_running=2)
+    target = KvAddress(endpoint="tcp://x", blocks=[0, 1], owner="decode-0")
+    rank.submit(sequence(1, 6, target=target))
+    run_step(rank)
+    rank.submit(sequence(2, 5))
+    rank.admit()
+    rank.submit(sequence(3, 5))
+    assert rank.reserve(sequence(4, 5))
+    assert sorted(rank.everyone()) == [1, 2, 3, 4]
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 5), st.integers(10, 30))
 def test_whatever_comes_every_sequence_ends_and_every_page_returns(

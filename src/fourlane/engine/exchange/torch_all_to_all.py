@@ -83,7 +83,8 @@ class _Pending:
 class _Handle:
     order_R: Tensor
     weights_TK: Tensor
-    perm_R: Tensor
+    place_R: Tensor
+    """Where each row, as it arrived, stands among the rows in order of slots."""
     sent_G: list[int]
     received_G: list[int]
 
@@ -181,8 +182,7 @@ class TorchAllToAll:
         """Start sending outputs back. See the contract."""
         handle = received.handle
         assert isinstance(handle, _Handle)
-        back_RD = torch.empty_like(y_RD)
-        back_RD[handle.perm_R] = y_RD
+        back_RD = y_RD.index_select(0, handle.place_R)
         where = f"{self._place}, combine"
         result_RD, work = self._all_to_all(back_RD, handle.received_G, handle.sent_G, where)
 
@@ -210,13 +210,15 @@ class TorchAllToAll:
         where = f"{self._place}, layer {layer}, dispatch"
         arrived_RD, work = self._all_to_all(rows_RD, sent_G, received_G, where)
         slots = np.tile(np.arange(count_GS.shape[1]), self.ranks)
-        perm_R = torch.from_numpy(np.argsort(np.repeat(slots, count_GS.reshape(-1)), kind="stable")).to(self._device)
+        order_R_by_slot = np.argsort(np.repeat(slots, count_GS.reshape(-1)), kind="stable")
+        place_R = np.empty_like(order_R_by_slot)
+        place_R[order_R_by_slot] = np.arange(place_R.shape[0])
         self._wait(work, where)
         return Received(
-            x_RD=arrived_RD.to(self._device).index_select(0, perm_R),
+            x_RD=arrived_RD.to(self._device).index_select(0, torch.from_numpy(order_R_by_slot).to(self._device)),
             offset_S1=[0, *np.cumsum(count_GS.sum(axis=0)).tolist()],
             count_GE=count_GE,
-            handle=_Handle(order_R, weights_TK, perm_R, sent_G, received_G),
+            handle=_Handle(order_R, weights_TK, torch.from_numpy(place_R).to(self._device), sent_G, received_G),
         )
 
     def _all_to_all(

@@ -89,14 +89,21 @@ def allocate_kv(geometry: KvGeometry, device: torch.device | str, *, shared: boo
     """
     device = torch.device(device)
     try:
-        if device.type == "cpu" and shared:
-            return _shared(geometry)
+        if device.type == "cpu":
+            return _shared(geometry) if shared else _private(geometry)
         tensor = torch.zeros(_shape(geometry), dtype=_TORCH_DTYPE[geometry.dtype], device=device)
     except (OSError, RuntimeError) as error:
         raise MemoryShortage(
             f"KV cache: {geometry.total_bytes} bytes on {device} cannot be allocated: {error}; lower kv_memory"
         ) from error
-    return KvStorage(geometry, tensor, _bytes_of(tensor) if device.type == "cpu" else None, None)
+    return KvStorage(geometry, tensor, None, None)
+
+
+def _private(geometry: KvGeometry) -> KvStorage:
+    """Take anonymous memory: pages are zero, and cost nothing until they are written."""
+    memory = mmap.mmap(-1, geometry.total_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    tensor = torch.frombuffer(memory, dtype=_TORCH_DTYPE[geometry.dtype]).view(_shape(geometry))
+    return KvStorage(geometry, tensor, memoryview(memory), None)
 
 
 def _shared(geometry: KvGeometry) -> KvStorage:
