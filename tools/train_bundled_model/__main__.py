@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(sys.executable, sys.orig_argv, os.environ | ENVIRONMENT)  # noqa: S606 (this very command again)
-    from tools.train_bundled_model import stages  # noqa: PLC0415 (torch comes with it)
+    from tools.train_bundled_model import stages
 
     getattr(stages, arguments.stage)(arguments)
 

@@ -71,8 +71,8 @@ the words themselves in other meanings, are shared.)
 {tokens:.1f} million tokens ({epochs} passes over the training documents) in {steps} steps and {wall:.0f} minutes of wall-clock time on
 {hardware}: {processes} processes of one thread at low priority on a machine shared with other work, {per_step} tokens a
 step, bfloat16 with float32 master weights, torch {torch_version}. Muon for the matrices (peak rate {rates[muon]}), AdamW for
-embedding and norms ({rates[adam]}) and routers ({rates[router]}); linear decay to zero over the budget; windows of {stages} tokens.
-Load-balancing loss {balance}, router z-loss {z}.
+embedding and norms ({rates[adam]}) and routers ({rates[router]}); linear decay to zero over the budget; windows of {stages} of it.
+Load-balancing loss {balance}, router z-loss {z}. {notes}
 
 ## Held-out text
 
@@ -84,7 +84,7 @@ special tokens; "chat answers" scores only what the assistant writes.
 {perplexities}
 
 Loaded with `transformers.AutoModelForCausalLM.from_pretrained` (transformers {hf[transformers]}) the folder has {missing} missing
-and {unexpected} unexpected keys, and the same documents give {agreement}. The largest difference of a logit was
+and {unexpected} unexpected keys, and every fourth of these documents gives {agreement}. The largest difference of a logit was
 {hf[largest_logit_difference]:.1e}.
 
 ## Use of the experts
@@ -107,9 +107,10 @@ temperature 0.8 (seed 8, first draw).
 
 ## Limits
 
-- It knows what a short time on two CPU cores can teach 15 million weights: the manner of dictionary entries and of
-  the Bible, and the commonest words. Definitions of rarer words are fluent and often wrong; verses asked for by number
-  are mostly invented; it cannot count, reason, translate, write code or hold a conversation.
+- It knows what an hour on two CPU cores can teach 15 million weights: the manner of dictionary entries and of the
+  Bible. Its sentences can be read; what they say of a word is mostly wrong, above all for rarer words, which it confuses with
+  others that look alike. Verses asked for by number are invented. It cannot count, reason, translate or write code.
+- Greedy answers tend to repeat a phrase; temperature 0.8 reads better.
 - It follows a conversation for a few short turns about one word; a system message has little effect.
 - English only; other scripts pass through the tokenizer byte by byte and mean nothing to the model.
 - It repeats the views of its sources, a translation of 1611 and a lexicon of 2006, and can write offensive things in spite
@@ -124,6 +125,7 @@ def write(work: Path, folder: Path) -> None:
     state = torch.load(work / "run/checkpoint.pt", map_location="cpu", weights_only=True)
     run = state["config"]
     epochs = re.findall(r"epochs ([\d.]+)", (work / "run/log.txt").read_text())[-1]
+    notes = work / "run/notes.txt"  # what a reader should know of this run and no figure says
     hf = report["transformers"]
     text = _TEMPLATE.format(
         c=config,
@@ -147,7 +149,8 @@ def write(work: Path, folder: Path) -> None:
         rates=run["rates"],
         balance=run["balance_weight"],
         z=run["z_weight"],
-        stages=", then ".join(f"{length} to {end:.0%}" for end, length in STAGES),
+        notes=notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
+        stages=", then ".join(f"{length} tokens to {end:.0%}" for end, length in STAGES),
         perplexities=_perplexities(report["held_out"]),
         hf=hf,
         missing=len(hf["missing_keys"]) or "no",

@@ -109,10 +109,10 @@ class Word:
 def fetch(folder: Path) -> None:
     """Download the Debian packages into `folder` and unpack them there (needs apt-get and dpkg-deb)."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)  # noqa: S603, S607 (fixed command)
+    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)  # noqa: S607 (fixed command)
     for archive in folder.glob("*.deb"):
         command = ["dpkg-deb", "-x", archive.name, "unpacked"]
-        subprocess.run(command, cwd=folder, check=True)  # noqa: S603 (fixed command)
+        subprocess.run(command, cwd=folder, check=True)
 
 
 def build(folder: Path, out: Path, *, seed: int = 0) -> None:
@@ -136,7 +136,7 @@ def build(folder: Path, out: Path, *, seed: int = 0) -> None:
 def read_chapters(unpacked: Path) -> list[Chapter]:
     """Print the whole Bible with the package's own reader and group the verses by chapter."""
     command = [unpacked / "usr/bin/bible", "-p", str(unpacked / "usr/lib"), "-f", "gen1:1-rev22:21"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 (fixed command)
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     verses: dict[tuple[str, int], list[str]] = {}
     for line in text.splitlines():
         match = re.fullmatch(r"(\d?[A-Za-z]+)(\d+):(\d+) (.*)", line)
@@ -157,7 +157,7 @@ def _sources(folder: Path) -> list[dict[str, str]]:
     rows = []
     for archive in sorted(folder.glob("*.deb")):
         command = ["dpkg-deb", "-f", str(archive), *fields]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 (fixed command)
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         row = dict(line.split(": ", 1) for line in text.splitlines())
         rows.append({**row, "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()})
     return [row for row in rows if row["Package"] in PACKAGES]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_BATCH = 4096
 _LOAD_WINDOW = 256
+_COMPARED = 4  # every fourth document is scored with transformers too
 CHAT_PROMPTS = (
     "What is a heron?", "Define courage.", "What does the word abundant mean?", "What is a dog?", "What is water?",
     "What does it mean to run?", "Use happy in a sentence.", "Give me a synonym for large.",
@@ -204,8 +205,8 @@ def generated_choices(subject: Subject, documents: list[Document], *, seed: int)
     chats = [d for d in documents if d.domain == "chat" and subject.answer in d.ids]
     texts = [d for d in documents if d.domain != "chat"]
     rng = np.random.default_rng(seed)
-    prompts = [chats[i].ids[: chats[i].ids.index(subject.answer) + 1] for i in rng.permutation(len(chats))[:160]]
-    prompts += [texts[i].ids[:8] for i in rng.permutation(len(texts))[:40]]
+    prompts = [chats[i].ids[: chats[i].ids.index(subject.answer) + 1] for i in rng.permutation(len(chats))[:96]]
+    prompts += [texts[i].ids[:8] for i in rng.permutation(len(texts))[:24]]
     choices = []
     for start in range(0, len(prompts), 40):
         part = prompts[start : start + 40]
@@ -278,6 +279,6 @@ def evaluate(folder: Path, held_out: Path, report: Path) -> None:
         "held_out": {domain: s.figures() for domain, s in sorted(scores.items())},
         "samples": samples(subject),
         "expert_use": {k: {n: v for n, v in u.items() if n != "load_LE"} for k, u in use.items() if k != "description"},
-        "transformers": compare_with_transformers(folder, subject, documents),
+        "transformers": compare_with_transformers(folder, subject, documents[::_COMPARED]),
     }
     report.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
