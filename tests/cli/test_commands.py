@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from fourlane.cli import main
 from fourlane.cli.worker import worker_config
-from fourlane.engine.rank_config import model_folder
+from fourlane.engine.model.config import resolve_model_path
 from fourlane.engine.seal import Secret
 from fourlane.errors import SpecError
 
@@ -159,7 +159,7 @@ def test_doctor_prints_a_table_for_people() -> None:
 
 
 def test_doctor_notices_a_checkpoint_that_was_cut_short(tmp_path: Path) -> None:
-    bundled = model_folder("bundled")
+    bundled = resolve_model_path("bundled")
     for file in bundled.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from fourlane.engine.messages import Sampling
-from fourlane.engine.rank_config import model_folder
+from fourlane.engine.model.config import resolve_model_path
 from fourlane.gateway.service import running_service
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def random_prompts(count: int, *, vocab: int, longest: int, seed: int) -> list[l
 
 
 def test_two_prefill_and_two_decode_ranks_give_the_tokens_of_hugging_face_on_the_bundled_model() -> None:
-    folder = model_folder("bundled")
+    folder = resolve_model_path("bundled")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     written = [tokenizer.encode(text).ids for text in TEXTS]
     joined = [[*a, *b] for a in written for b in written][:20]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from fourlane.engine.rank_config import model_folder
-from fourlane.errors import FourlaneError
+from fourlane.engine.model.config import resolve_model_path
+from fourlane.errors import CheckpointError, FourlaneError
 from fourlane.gateway.run_dir import RunDir
 from fourlane.gateway.service import listen
 from fourlane.gateway.state import ModelFacts
@@ -154,7 +154,10 @@ def _memory(deployment: Deployment) -> list[Check]:
         return []
     pools = [pool for pool in deployment.pools().values() if pool.launch == "local" and pool.device == "cpu"]
     cache = sum(pool.ranks * int(pool.kv_memory) for pool in pools)
-    files = sum(path.stat().st_size for path in model_folder(deployment.model.path).glob("*.safetensors"))
+    try:
+        files = sum(path.stat().st_size for path in resolve_model_path(deployment.model.path).glob("*.safetensors"))
+    except CheckpointError:
+        return []  # the check of the model says so
     groups = sum(pool.ranks // (pool.expert_parallel or pool.ranks) for pool in pools)
     needed = cache + 2 * files * groups
     found = f"{byte_text(available)} available; KV {byte_text(cache)}, weights at most {byte_text(2 * files * groups)}"
@@ -267,9 +270,9 @@ def _process_control(deployment: Deployment) -> list[Check]:
 
 
 def _model(deployment: Deployment) -> list[Check]:
-    folder = model_folder(deployment.model.path)
     mend = 'set model.path to a folder in the Hugging Face layout, or install the package anew for "bundled"'
     try:
+        folder = resolve_model_path(deployment.model.path)
         facts = ModelFacts.read(folder, deployment)
         ModelTokenizer.read(folder)
         shards = [_tensors(path) for path in sorted(folder.glob("*.safetensors"))]

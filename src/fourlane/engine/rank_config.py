@@ -6,18 +6,20 @@ the process that becomes the rank. Not for what changes while a rank runs (`mess
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fourlane.engine.model.config import resolve_model_path
 from fourlane.errors import SpecError
 from fourlane.spec.deployment_rules import deployment_faults, port_range
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fourlane.spec.deployment import Deployment, Pool
 
-__all__ = ["RankConfig", "control_endpoint", "group_store", "model_folder", "rank_configs"]
+__all__ = ["RankConfig", "control_endpoint", "group_store", "rank_configs"]
 
 Role = Literal["prefill", "decode", "unified"]
 
@@ -113,13 +115,6 @@ def group_store(run_dir: Path, role: str, group: int, generation: int) -> str:
     return str(run_dir / f"group-{role}-{group}-{generation}")
 
 
-def model_folder(path: str) -> Path:
-    """Return the folder of a checkpoint; "bundled" is the model that comes with the package."""
-    if path == "bundled":
-        return Path(__file__).parent / "model" / "bundled"
-    return Path(path).expanduser().absolute()
-
-
 def _rank_config(
     deployment: Deployment, role: str, pool: Pool, rank: int, *, run_dir: Path, secret: Path
 ) -> RankConfig:
@@ -134,7 +129,7 @@ def _rank_config(
         group_rank=group_rank,
         group_size=group_size,
         store=group_store(run_dir, role, group, 0) if meets_here else "",
-        model_path=str(model_folder(deployment.model.path)),
+        model_path=str(resolve_model_path(deployment.model.path)),
         weights=deployment.model.weights,
         device=pool.device,
         threads=pool.threads,

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fourlane.engine.channel import Hub
+from fourlane.engine.model.config import resolve_model_path
 from fourlane.engine.nursery import DEFAULT_TARGET
-from fourlane.engine.rank_config import control_endpoint, model_folder, rank_configs
+from fourlane.engine.rank_config import control_endpoint, rank_configs
 from fourlane.engine.seal import Secret
 from fourlane.errors import EnvironmentMissing, RankDied, SpecError
 from fourlane.gateway.app import EmbeddedServer, create_app
@@ -124,7 +125,7 @@ class Service:
         _check_secret(deployment, secret_file)
         self.deployment = deployment
         self._manner = Manner(progress=progress or (lambda _name, _text: None), target=target)
-        model = ModelFacts.read(model_folder(deployment.model.path), deployment)
+        model = ModelFacts.read(resolve_model_path(deployment.model.path), deployment)
         tokenizer = ModelTokenizer.read(model.folder)
         self._socket = listen(deployment.gateway.host, deployment.gateway.port)
         try:

@@ -144,7 +144,7 @@ async def test_a_port_that_is_taken_is_refused_before_anything_starts(model_fold
 
 
 async def test_a_model_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="expected a model folder"):
+    with pytest.raises(CheckpointError, match="is not a folder; give a checkpoint folder"):
         async with running_service(deployment(tmp_path / "absent"), target=TARGET):
             pytest.fail("it cannot have come up")
 
