@@ -33,8 +33,8 @@ from fourlane.errors import ProtocolError, SpecError, TransferError
 
 if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvGeometry
-    from fourlane.engine.kv_transfer.sender import Chunk
     from fourlane.engine.kv_transfer.storage import KvStorage
+    from fourlane.engine.kv_transfer.stream import Chunk
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
 

@@ -24,8 +24,8 @@ from fourlane.spec.traffic import TrafficClass
 if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvGeometry
     from fourlane.engine.kv_transfer.pages import SequencePages
-    from fourlane.engine.kv_transfer.sender import Chunk
     from fourlane.engine.kv_transfer.storage import KvStorage
+    from fourlane.engine.kv_transfer.stream import Chunk
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
 

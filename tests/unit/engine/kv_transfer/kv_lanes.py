@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fourlane.engine.kv_transfer.contract import KvGeometry
-from fourlane.engine.kv_transfer.sender import Outlet, Sender, Stream
+from fourlane.engine.kv_transfer.sender import Outlet, Sender
 from fourlane.engine.kv_transfer.shared_memory import SharedMemoryOutlet, shared_memory_receiver
 from fourlane.engine.kv_transfer.storage import KvStorage, allocate_kv
 from fourlane.engine.kv_transfer.tcp import TcpOutlet, tcp_receiver
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fourlane.engine.kv_transfer.receiver import Receiver
+    from fourlane.engine.kv_transfer.stream import Stream
 
 SECRET = Secret(bytes(range(32)))
 GEOMETRY = KvGeometry(layers=3, blocks=12, block_size=4, kv_heads=2, head_dim=8)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fourlane.engine.kv_transfer.pages import SequencePages
-    from fourlane.engine.kv_transfer.sender import Chunk, Outlet
+    from fourlane.engine.kv_transfer.sender import Outlet
+    from fourlane.engine.kv_transfer.stream import Chunk
 
 
 class Slowed:
