@@ -19,7 +19,6 @@ from fourlane.errors import ProtocolError
 __all__ = [
     "VERSION",
     "Cancel",
-    "Drain",
     "Failed",
     "FromRank",
     "Hello",
@@ -140,15 +139,11 @@ class Regroup(_Message, frozen=True, kw_only=True):
     store: str
 
 
-class Drain(_Message, frozen=True, kw_only=True):
-    """Take no more work; finish what runs."""
-
-
 class Shutdown(_Message, frozen=True, kw_only=True):
     """Stop now: fail what still runs, free everything, exit 0."""
 
 
-ToRank = Run | Reserve | Prefill | Cancel | Regroup | Drain | Shutdown
+ToRank = Run | Reserve | Prefill | Cancel | Regroup | Shutdown
 
 # rank -> gateway
 

@@ -29,7 +29,6 @@ from fourlane.engine.kv_transfer import make_receiver, make_sender
 from fourlane.engine.kv_transfer.storage import allocate_kv
 from fourlane.engine.messages import (
     Cancel,
-    Drain,
     Failed,
     Hello,
     PeerLostReport,
@@ -205,8 +204,6 @@ class RankWorker:
                     self._cancel(sequence_id)
             case Regroup(generation=generation, store=store):
                 self._regroup(store, generation)
-            case Drain():
-                log.info("%s: draining", self.config.name)
             case Shutdown():
                 self._stopping = True
 

@@ -25,7 +25,7 @@ QUEUE_CHUNKS = 8
 TOTALS = ("steps", "idle_steps", "step_s", "exchange_s", "prompt_tokens", "cached_tokens", "output_tokens", "evictions")
 """The running totals in `RankStats`."""
 
-RankState = Literal["starting", "ready", "paused", "draining", "lost"]
+RankState = Literal["starting", "ready", "paused", "lost"]
 
 
 class RankLink(Protocol):

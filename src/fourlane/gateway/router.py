@@ -123,7 +123,7 @@ class Router:
     def rank_paused(self, name: str, reason: str) -> None:
         """Give a rank no new work, but leave it its sequences: its group is being rebuilt."""
         rank = self._rank(name)
-        if rank.state in {"ready", "draining"}:
+        if rank.state == "ready":
             rank.state, rank.detail = "paused", reason
 
     def rank_resumed(self, name: str) -> None:
@@ -132,12 +132,6 @@ class Router:
         if rank.state == "paused":
             rank.state, rank.detail = "ready", ""
             self._pump()
-
-    def rank_draining(self, name: str) -> None:
-        """Give a rank no new work: it is to end once its sequences have."""
-        rank = self._rank(name)
-        if rank.state in {"ready", "paused"}:
-            rank.state, rank.detail = "draining", "takes no more work"
 
     def pool_failed(self, role: str, reason: str) -> None:
         """Refuse all requests, open ones too: a pool was given up, and no rank of it will come back."""
@@ -300,7 +294,7 @@ class Router:
         attempt = self._ledger.get(message.sequence_id)
         if attempt is None or attempt.state != "reserving":
             return
-        if attempt.prefill.state not in {"ready", "draining", "paused"}:
+        if attempt.prefill.state not in {"ready", "paused"}:
             self._retry(attempt, f"rank {attempt.prefill.name} was lost before it began", culprit=attempt.prefill)
             return
         self._ledger.prefill(attempt, message.target, self._now())

@@ -34,7 +34,7 @@ class PrefillCandidate:
     Args:
         queued_tokens: prompt tokens it was given and has not computed.
         cached_tokens: tokens of this prompt its prefix cache is believed to hold.
-        available: whether it may be given work (not dead, starting, paused or draining).
+        available: whether it may be given work (not dead, starting or paused).
     """
 
     queued_tokens: int

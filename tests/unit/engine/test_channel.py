@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from fourlane.engine.channel import Hub, RankChannel
-from fourlane.engine.messages import Cancel, Drain, Failed, Hello, Shutdown, encode
+from fourlane.engine.messages import Cancel, Failed, Hello, Shutdown, encode
 from fourlane.engine.seal import Kind, Secret, seal
 from fourlane.errors import EngineError, RankDied
 
@@ -138,7 +138,7 @@ def test_a_message_to_a_rank_that_is_not_connected_says_so(tmp_path: Path, ranks
         rank.send(hello())
         await received(hub, rank)
         with pytest.raises(RankDied, match=r"rank prefill-7 is not connected \(connected: decode-1\)"):
-            hub.send("prefill-7", Drain())
+            hub.send("prefill-7", Cancel(sequence_ids=[]))
         assert hub.identities() == ["decode-1"]
 
     run(scene)
@@ -190,7 +190,7 @@ def test_what_a_replaced_or_retired_session_still_sends_is_dropped(
         assert await received(hub, third) == ("prefill-0", hello(pid=3))
         assert hub.drops.total == 3
         with pytest.raises(RankDied):
-            hub.send("prefill-9", Drain())
+            hub.send("prefill-9", Cancel(sequence_ids=[]))
 
     run(scene)
 
@@ -209,8 +209,8 @@ def test_a_rank_says_hello_again_to_a_new_hub(tmp_path: Path, ranks: Callable[..
             rank.send(failed(1))
             assert await asyncio.wait_for(received(second, rank), 10) == ("prefill-0", hello())
             assert rank.hub_changes == 1
-            second.send("prefill-0", Drain())
-            assert await drained(rank, 1) == [Drain()]
+            second.send("prefill-0", Cancel(sequence_ids=[]))
+            assert await drained(rank, 1) == [Cancel(sequence_ids=[])]
         finally:
             second.close(linger_s=0)
 
@@ -306,7 +306,7 @@ def test_replayed_frames_and_messages_of_another_message_version_are_dropped(tmp
             wire.socket.send_multipart(first)
             wire.socket.send_multipart(up(2, b"\x00\x63" + encode(failed(1))[2:]))
             wire.socket.send_multipart(up(3, b""))
-            wire.socket.send_multipart(up(4, encode(Drain())))
+            wire.socket.send_multipart(up(4, encode(Cancel(sequence_ids=[]))))
             wire.socket.send_multipart(up(5, encode(failed(2))))
             assert await hub.recv() == ("prefill-0", failed(2))
             reasons = " ".join(hub.drops.counts)

@@ -398,7 +398,7 @@ def test_stopping_fails_what_does_not_end_in_time() -> None:
     run(test)
 
 
-def test_paused_and_draining_ranks_keep_their_sequences_but_get_no_new_ones() -> None:
+def test_paused_ranks_keep_their_sequences_but_get_no_new_ones() -> None:
     async def test() -> None:
         ranks = FakeRanks()
         ranks.step_s = 0.005
@@ -406,7 +406,7 @@ def test_paused_and_draining_ranks_keep_their_sequences_but_get_no_new_ones() ->
             job = asyncio.create_task(tokens_of(router.submit(wanted([1], max_tokens=10))))
             await asyncio.sleep(0.01)
             router.rank_paused("decode/0", "its group is being rebuilt")
-            router.rank_draining("prefill/0")
+            router.rank_paused("prefill/0", "its group is being rebuilt")
             await tokens_of(router.submit(wanted([5])))
             assert {name for name, _ in ranks.sent[2:]} == {"decode/1", "prefill/1"}
             assert await job == [expected([1], 10)]

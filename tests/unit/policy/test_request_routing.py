@@ -121,7 +121,7 @@ def test_an_idle_rank_takes_a_prompt_longer_than_the_queue_limit() -> None:
     assert choose_prefill([PrefillCandidate(1), PrefillCandidate(0)], prompt_tokens=9000, queue_limit=100) == 1
 
 
-def test_dead_and_draining_ranks_are_never_chosen() -> None:
+def test_ranks_that_are_not_available_are_never_chosen() -> None:
     assert choose_prefill([PrefillCandidate(0, 0, available=False)], prompt_tokens=1, queue_limit=10) is None
     gone = DecodeCandidate(100, 100, 0, 16, available=False)
     assert choose_decode([gone], pages=1) is None
