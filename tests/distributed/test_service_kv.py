@@ -56,7 +56,7 @@ def test_damaged_kv_is_noticed_and_sent_again_and_no_token_changes(
 
     async def tokens(target: str) -> tuple[list[list[int]], float]:
         async with running_service(wanted, target=target) as service:
-            return await generate_all(service.router, prompts(10), GREEDY), metric(service, "fourlane_retries_total")
+            return await generate_all(service.router, prompts(14), GREEDY), metric(service, "fourlane_retries_total")
 
     right, no_retries = asyncio.run(tokens("fourlane.engine.worker:run_rank"))
     found, retries = asyncio.run(tokens("faulty_rank:run_with_bad_checksums"))

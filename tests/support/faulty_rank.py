@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from fourlane.engine.rank_config import RankConfig
 
-EVERY = 19
+EVERY = 31
 """Chunks from one damaged one to the next. A prompt of a page or two has as many chunks as layers."""
 
 
 def run_with_bad_checksums(config: RankConfig) -> int:
-    """Serve as a rank; on prefill ranks every nineteenth chunk's checksum is not that of its bytes."""
+    """Serve as a rank; on prefill ranks every thirty-first chunk's checksum is not that of its bytes."""
     if config.role == "prefill":
         for module in (tcp, shared_memory):
             _damage(module)
