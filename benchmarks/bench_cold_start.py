@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--drop-caches", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/cold_start_*.md")
     options = parser.parse_args()
-    pools = ("--prefill", options.prefill, "--decode", options.decode)
+    pools = ("--set", f"prefill.ranks={options.prefill}", "--set", f"decode.ranks={options.decode}")
     torch_s: list[float] = []
     first_s: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:

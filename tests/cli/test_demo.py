@@ -31,9 +31,13 @@ def descendants(root: int) -> set[int]:
     return found - {root}
 
 
+def ranks(count: str) -> tuple[str, ...]:
+    return ("--set", f"prefill.ranks={count}", "--set", f"decode.ranks={count}")
+
+
 def test_it_answers_measures_and_ends_with_one_table(tmp_path: Path) -> None:
     path = tmp_path / "demo.json"
-    command = [sys.executable, "-m", "fourlane", "demo", "--prefill", "1", "--decode", "1"]
+    command = [sys.executable, "-m", "fourlane", "demo", *ranks("1")]
     run = subprocess.run(
         [*command, "--requests", "6", "--concurrency", "3", "--json", str(path)],
         capture_output=True,
@@ -66,15 +70,15 @@ def _kv_elements_a_token() -> int:
 
 def test_answers_are_the_same_in_every_run_and_with_any_ranks() -> None:
     answers = []
-    for ranks in ("1", "2"):
-        command = [sys.executable, "-m", "fourlane", "demo", "--prefill", ranks, "--decode", ranks, "--requests", "1"]
+    for count in ("1", "2"):
+        command = [sys.executable, "-m", "fourlane", "demo", *ranks(count), "--requests", "1"]
         out = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
         answers.append(out[out.index("\n>") : out.index("\nLoad")])
     assert answers[0] == answers[1]
 
 
 def test_ctrl_c_ends_it_with_130_and_leaves_no_process() -> None:
-    command = [sys.executable, "-m", "fourlane", "demo", "--prefill", "1", "--decode", "1", "--requests", "5000"]
+    command = [sys.executable, "-m", "fourlane", "demo", *ranks("1"), "--requests", "5000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

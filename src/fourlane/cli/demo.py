@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "service_for"]
 
+_POOLS = ("prefill.ranks=2", "decode.ranks=2")
 _ANSWER_TIMEOUT_S = 120.0
 _VERSES_A_PROMPT = 6
 _OUTPUT_TOKENS = 48
@@ -51,20 +52,23 @@ PROMPTS = (
 
 
 @click.command()
-@click.option("--prefill", type=click.IntRange(1), default=2, show_default=True, help="Prefill ranks.")
-@click.option("--decode", type=click.IntRange(1), default=2, show_default=True, help="Decode ranks.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field of the deployment.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Change a field of the deployment, such as decode.ranks=1.",
+)
 @click.option("--requests", type=click.IntRange(1), default=32, show_default=True, help="Requests of the load.")
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests under way.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every figure here.")
-def demo(*, prefill: int, decode: int, overrides: tuple[str, ...], **options: Any) -> None:
+def demo(*, overrides: tuple[str, ...], **options: Any) -> None:
     """Serve the bundled model on this machine, stream a few answers and measure a short load.
 
-    Prefill and decode run in pools of their own; KV goes from one to the other layer by layer.
-    Answers to the built-in prompts are drawn with a fixed seed: every run prints the same text.
+    Two prefill and two decode ranks run in pools of their own; KV goes from one to the other layer
+    by layer. Answers to the built-in prompts are drawn with a fixed seed: every run prints the same text.
     """
-    pools = (f"prefill.ranks={prefill}", f"decode.ranks={decode}")
-    asyncio.run(_demo((*pools, *overrides), **options))
+    asyncio.run(_demo((*_POOLS, *overrides), **options))
 
 
 @contextlib.asynccontextmanager
