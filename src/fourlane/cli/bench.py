@@ -23,12 +23,21 @@ __all__ = ["bench", "stats_of"]
 _INTERRUPTED = 130
 
 
+EXAMPLES = """\b
+Examples:
+  fourlane bench serve                                          the default deployment, 16 at a time
+  fourlane bench serve --url http://127.0.0.1:8000 --rate 20 --requests 500 --plot load.png
+  fourlane bench serve two_by_two.toml --trace conversation.jsonl --speed 10 --json load.json
+  fourlane bench serve --slo-ttft 300ms --slo-tpot 50ms         goodput as well
+"""
+
+
 @click.group()
 def bench() -> None:
     """Measure a service under load."""
 
 
-@bench.command()
+@bench.command(epilog=EXAMPLES)
 @click.argument("deployment", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field of the deployment.")
 @click.option("--url", help="Measure a service that runs already, fourlane's or another.")

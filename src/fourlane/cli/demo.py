@@ -51,7 +51,15 @@ PROMPTS = (
 )
 
 
-@click.command()
+EXAMPLES = """\b
+Examples:
+  fourlane demo
+  fourlane demo --set prefill.ranks=1 --set decode.ranks=1      the fast way on two cores
+  fourlane demo --set model.path=/models/tiny-qwen3-moe --json figures.json
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.option(
     "--set",
     "overrides",
