@@ -15,6 +15,7 @@ import torch
 from fourlane.engine.doorbell import Doorbell
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.torch_all_to_all import GroupAddress, TorchAllToAll
+from fourlane.errors import PeerLost
 
 if TYPE_CHECKING:
     from fourlane.engine.channel import Secret
@@ -70,8 +71,13 @@ class StepGroup:
             backend=_backend(self._device, config),
         )
         exchange = TorchAllToAll(address, self._placement, device=self._device, counters=self.counters)
+        try:
+            self._hang_doorbell(exchange, store, generation)
+        except PeerLost:
+            exchange.close()
+            self.leave()
+            raise
         self.exchange, self.counters = exchange, exchange.counters
-        self._hang_doorbell(exchange, store, generation)
         self.generation, self.step, self._engaged = generation, 0, True
 
     def leave(self) -> None:
