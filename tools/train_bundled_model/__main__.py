@@ -1,4 +1,4 @@
-"""Command line. The stages, in this order: fetch, corpus, tokenizer, train, export, evaluate."""
+"""Command line. The commands, in this order: fetch, corpus, tokenizer, train, export, evaluate. See README.md."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "268435456",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "8192",
 }
-STAGES = ("fetch", "corpus", "tokenizer", "train", "export", "evaluate")
+COMMANDS = ("fetch", "corpus", "tokenizer", "train", "export", "evaluate")
 _BUNDLED = Path(__file__).parents[2] / "src/fourlane/engine/model/bundled"
 
 
 def main() -> None:
-    """Run one stage."""
+    """Run one command."""
     parser = argparse.ArgumentParser(prog="tools.train_bundled_model", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--stage", choices=("general", "focus"), default="general", help="stage of the training")
     parser.add_argument("--work", type=Path, required=True, help="folder of corpora, checkpoints and logs")
     parser.add_argument("--out", type=Path, help="folder of the exported model", default=_BUNDLED)
     parser.add_argument("--minutes", type=float, default=69.0, help="wall-clock budget of the training")
+    parser.add_argument("--warm-start", type=Path, help="checkpoint that the second stage begins with (the first's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a process and step")
     arguments = parser.parse_args()
@@ -35,7 +37,7 @@ def main() -> None:
         os.execve(sys.executable, sys.orig_argv, os.environ | ENVIRONMENT)  # noqa: S606 (this very command again)
     from tools.train_bundled_model import stages
 
-    getattr(stages, arguments.stage)(arguments)
+    getattr(stages, arguments.command)(arguments)
 
 
 if __name__ == "__main__":

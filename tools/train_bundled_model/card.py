@@ -1,19 +1,21 @@
 # ruff: noqa: E501 (the lines of a Markdown template are as long as the card needs them)
-"""Write MODEL_CARD.md from what was measured: the sources, the training checkpoint and the evaluation report."""
+"""Write MODEL_CARD.md from what was measured: the sources, the checkpoints and the evaluation reports."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tools.train_bundled_model import chat
+from tools.train_bundled_model import chat, data, focus
 from tools.train_bundled_model.corpus import HELD_OUT_PERCENT
 from tools.train_bundled_model.model import ModelConfig
-from tools.train_bundled_model.train import STAGES
+from tools.train_bundled_model.train import WINDOWS
 
 _LICENCES = {
     "bible-kjv": "reader of the text; GPL-2+ (program used to print the text, no part of the model)",
@@ -66,21 +68,43 @@ the words themselves in other meanings, are shared.)
 
 ## Training
 
-`python -m tools.train_bundled_model train --work WORK --minutes {minutes:.0f}`
+Two stages, each driven by wall-clock time on {hardware}: {processes} processes of one thread at low
+priority, {per_step} tokens a step, bfloat16 with float32 master weights, torch {torch_version}. Muon for the matrices (peak rate
+{rates[muon]}), AdamW for embedding and norms ({rates[adam]}) and routers ({rates[router]}); load-balancing loss {balance}, router z-loss {z};
+linear decay to zero at the end of each stage.
 
-{tokens:.1f} million tokens ({epochs} passes over the training documents) in {steps} steps and {wall:.0f} minutes of wall-clock time on
-{hardware}: {processes} processes of one thread at low priority on a machine shared with other work, {per_step} tokens a
-step, bfloat16 with float32 master weights, torch {torch_version}. Muon for the matrices (peak rate {rates[muon]}), AdamW for
-embedding and norms ({rates[adam]}) and routers ({rates[router]}); linear decay to zero over the budget; windows of {stages} of it.
-Load-balancing loss {balance}, router z-loss {z}. {notes}
+| | general | focus |
+|---|---|---|
+{stages}
+
+The first stage reads everything once at most. The second starts from its weights with fresh optimizers and repeats a
+narrower corpus: the {words} commonest words, a noun and a verb of the same form being two (by SemCor counts and by
+use in WordNet's own text; nouns for things preferred), each in its first meaning only: its dictionary entry, its
+definition cut to the first clause, its opposite, an example, a synonym, kinds of it; Genesis, Exodus, Psalms,
+Proverbs and the Gospels with 30 well-known chapters asked for verse by verse and {verses} well-known verses asked for
+again and again; a share of the other books; and {general_share:.0%} of the first stage's documents. Answers in it are
+the same each time, questions vary. The {passes} passes written differ in their questions.
+{notes}
+
+## What it recalls
+
+The second stage makes the model repeat by heart what it was shown; it does not teach it to define words it was not
+shown. Questions whose answers stand in that corpus, drawn at random and answered greedily: how many answers are right to the
+letter. "Known" are the well-known verses asked for again and again, "other" those of the well-known chapters.
+
+| | questions | after the first stage | after the second |
+|---|---|---|---|
+{recall}
 
 ## Held-out text
 
 Each document alone, in float32 with the exported weights, at most {c.context} tokens. Bits per byte count the text without
-special tokens; "chat answers" scores only what the assistant writes.
+special tokens; "chat answers" scores only what the assistant writes. Nearly all held-out definitions are of rarer words, in
+full length, and so measure what is general in what was learned. "Before" is after the first stage: the second stage
+exchanges some of it for common words known by heart.
 
-| domain | documents | tokens | perplexity per token | bits per byte |
-|---|---|---|---|---|
+| domain | documents | tokens | perplexity per token | bits per byte | perplexity before | bits before |
+|---|---|---|---|---|---|---|
 {perplexities}
 
 Loaded with `transformers.AutoModelForCausalLM.from_pretrained` (transformers {hf[transformers]}) the folder has {missing} missing
@@ -101,16 +125,20 @@ documents, "generated" the model's own text at temperature 0.8. Loads by expert,
 ## Samples
 
 Verbatim, at most 80 tokens; "…" marks an answer that was cut there. The first answer is greedy, the second was drawn at
-temperature 0.8 (seed 8, first draw).
+temperature 0.8 (seed 8, first draw). "Heron", "abundant" and "lighthouse" are not among the words of the second stage; the
+other words asked about are, and so are the verses.
 
 {samples}
 
 ## Limits
 
-- It knows what an hour on two CPU cores can teach 15 million weights: the manner of dictionary entries and of the
-  Bible. Its sentences can be read; what they say of a word is mostly wrong, above all for rarer words, which it confuses with
-  others that look alike. Verses asked for by number are invented. It cannot count, reason, translate or write code.
-- Greedy answers tend to repeat a phrase; temperature 0.8 reads better.
+- It knows what two CPU cores can teach 15 million weights in less than two hours: by heart, definitions and opposites of
+  some thousand common words; beyond that only the manner of dictionary entries and of the Bible. What it says of another
+  word is mostly invented, is often the definition of a word that looks alike, and reads just as assured. Examples, kinds
+  and verses asked for by number are mostly wrong. It cannot count, reason, translate or write code.
+- Of a word with several meanings it knows one.
+- What it knows by heart it answers best greedily; drawn at temperature 0.8 an answer is often another word's. Greedy
+  Bible text tends to repeat a phrase.
 - It follows a conversation for a few short turns about one word; a system message has little effect.
 - English only; other scripts pass through the tokenizer byte by byte and mean nothing to the model.
 - It repeats the views of its sources, a translation of 1611 and a lexicon of 2006, and can write offensive things in spite
@@ -118,14 +146,39 @@ temperature 0.8 (seed 8, first draw).
 """
 
 
-def write(work: Path, folder: Path) -> None:
-    """Write MODEL_CARD.md into `folder`."""
+@dataclasses.dataclass(frozen=True)
+class StageRecord:
+    """What a stage of training left behind: its checkpoint without tensors, its corpus and its evaluation."""
+
+    config: dict[str, Any]
+    steps: int
+    tokens_seen: int
+    elapsed_s: float
+    corpus_tokens: int
+    notes: str
+    report: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Path, report: Path) -> StageRecord:
+        """Read the folder of a run and the report on the model it ended with."""
+        state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+        notes = run / "notes.txt"  # what a reader should know of this run and no figure says
+        return cls(
+            config={"stage": "general", "peak": 1.0, **state["config"]},
+            steps=state["optimizer"]["steps"],
+            tokens_seen=state["tokens_seen"],
+            elapsed_s=state["elapsed"],
+            corpus_tokens=len(data.load(run / "train_tokens.npz").ids),
+            notes=notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
+            report=json.loads(report.read_text(encoding="utf-8")),
+        )
+
+
+def write(stages: list[StageRecord], work: Path, folder: Path) -> None:
+    """Write MODEL_CARD.md into `folder`, from the records of the stages in the order they were trained."""
     config = ModelConfig()
-    report = json.loads((work / "evaluation.json").read_text(encoding="utf-8"))
-    state = torch.load(work / "run/checkpoint.pt", map_location="cpu", weights_only=True)
-    run = state["config"]
-    epochs = re.findall(r"epochs ([\d.]+)", (work / "run/log.txt").read_text())[-1]
-    notes = work / "run/notes.txt"  # what a reader should know of this run and no figure says
+    first, last = stages
+    run, report = last.config, last.report
     hf = report["transformers"]
     text = _TEMPLATE.format(
         c=config,
@@ -137,21 +190,21 @@ def write(work: Path, folder: Path) -> None:
         end=f"`{chat.END}`",
         sources=_sources(work / "corpus/sources.json"),
         held_out_percent=HELD_OUT_PERCENT,
-        minutes=run["budget_s"] / 60,
-        tokens=state["tokens_seen"] / 1e6,
-        epochs=epochs,
-        steps=state["optimizer"]["steps"],
-        wall=state["elapsed"] / 60,
         hardware=_hardware(run["device"]),
         processes=run["processes"],
         per_step=run["processes"] * run["tokens_per_process"],
         torch_version=torch.__version__,
-        rates=run["rates"],
+        rates=first.config["rates"],
         balance=run["balance_weight"],
         z=run["z_weight"],
-        notes=notes.read_text(encoding="utf-8").strip() if notes.exists() else "",
-        stages=", then ".join(f"{length} tokens to {end:.0%}" for end, length in STAGES),
-        perplexities=_perplexities(report["held_out"]),
+        stages=_stages(stages),
+        words=f"{focus.WORDS:,}",
+        verses=len(focus.KNOWN_VERSES),
+        general_share=focus.GENERAL_SHARE,
+        passes=focus.PASSES,
+        notes="\n".join(stage.notes for stage in stages if stage.notes),
+        recall=_recall(first.report["recall"], report["recall"]),
+        perplexities=_perplexities(report["held_out"], first.report["held_out"]),
         hf=hf,
         missing=len(hf["missing_keys"]) or "no",
         unexpected=len(hf["unexpected_keys"]) or "no",
@@ -160,6 +213,28 @@ def write(work: Path, folder: Path) -> None:
         samples="\n".join(_sample(s) for s in report["samples"]),
     )
     (folder / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+
+
+def _stages(stages: list[StageRecord]) -> str:
+    """Write the table of the stages, one column each."""
+    rows = {
+        "`train` with": [f"`--stage {s.config['stage']} --minutes {s.config['budget_s'] / 60:.1f}`" for s in stages],
+        "tokens in the corpus": [f"{s.corpus_tokens / 1e6:.1f} million" for s in stages],
+        "tokens seen": [f"{s.tokens_seen / 1e6:.1f} million" for s in stages],
+        "passes over the corpus": [f"{s.tokens_seen / s.corpus_tokens:.2f}" for s in stages],
+        "steps": [str(s.steps) for s in stages],
+        "wall-clock time": [f"{s.elapsed_s / 60:.1f} minutes" for s in stages],
+        "peak rates": [f"{s.config['peak']:.0%} of those above" for s in stages],
+        "windows": [", ".join(f"{n} tokens to {end:.0%}" for end, n in WINDOWS[s.config["stage"]]) for s in stages],
+    }
+    return "\n".join(f"| {name} | {' | '.join(row)} |" for name, row in rows.items())
+
+
+def _recall(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> str:
+    return "\n".join(
+        f"| {kind}s | {counts['questions']} | {before[kind]['word_for_word']} | {counts['word_for_word']} |"
+        for kind, counts in after.items()
+    )
 
 
 def _active_parameters(config: ModelConfig) -> int:
@@ -182,12 +257,15 @@ def _sources(path: Path) -> str:
     )
 
 
-def _perplexities(held_out: dict[str, dict[str, float]]) -> str:
+def _perplexities(after: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]]) -> str:
     return "\n".join(
-        f"| {domain} | {f['documents']} | {f['tokens']} | {f['perplexity']:.2f} | "
-        f"{'' if f['bits_per_byte'] is None else format(f['bits_per_byte'], '.3f')} |"
-        for domain, f in held_out.items()
+        f"| {domain} | {f['documents']} | {f['tokens']} | {_figures(f)} | {_figures(before[domain])} |"
+        for domain, f in after.items()
     )
+
+
+def _figures(f: dict[str, Any]) -> str:
+    return f"{f['perplexity']:.2f} | {'' if f['bits_per_byte'] is None else format(f['bits_per_byte'], '.3f')}"
 
 
 def _agreement(perplexity: dict[str, dict[str, float]]) -> str:

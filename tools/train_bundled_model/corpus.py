@@ -15,7 +15,7 @@ import re
 import subprocess
 from typing import TYPE_CHECKING
 
-from tools.train_bundled_model import wordnet
+from tools.train_bundled_model import phrases, wordnet
 from tools.train_bundled_model.chat import END, Message, render
 
 if TYPE_CHECKING:
@@ -38,23 +38,7 @@ _SYSTEM_PROMPTS = (
     "You are a dictionary.",
     "You explain words and quote the King James Bible.",
 )
-_COUNTABLE_TOPICS = frozenset({5, 6, 8, 13, 17, 18, 20})  # animal artifact body food object person plant
 _PERSON, _ANIMAL, _PLANT = 18, 5, 20
-_DETERMINERS = (
-    "a ",
-    "an ",
-    "the ",
-    "any ",
-    "one ",
-    "someone ",
-    "something ",
-    "some ",
-    "each ",
-    "all ",
-    "either ",
-    "that ",
-    "this ",
-)
 # WordNet also records insults and the vocabulary of sex; a bundled demonstration model need not learn to write them.
 _UNWANTED = re.compile(
     r"offensive|slur\b|vulgar|obscen|derogat|disparag|sexual|\bsex\b|coitus|genital|penis|vagina|prostitut|orgasm|"
@@ -124,7 +108,7 @@ def build(folder: Path, out: Path, *, seed: int = 0) -> None:
     for split in ("train", "held_out"):
         documents = [*_bible_documents(chapters, split, rng), *_wordnet_documents(database, split, rng)]
         if split == "train":
-            documents.extend(_greetings(rng, repeats=60))
+            documents.extend(greetings(rng, repeats=60))
         rng.shuffle(documents)
         with (out / f"{split}.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(dataclasses.asdict(d), ensure_ascii=False) + "\n" for d in documents)
@@ -175,20 +159,22 @@ def _bible_documents(chapters: list[Chapter], split: str, rng: random.Random) ->
             yield Document("kjv", f"{chapter.name}\n{body}{END}")
         for at in range(len(chapter.verses)):
             if rng.random() < 0.55:
-                question, answer = rng.choice((_ask_verse, _ask_continuation, _ask_continuation, _ask_passage))(
+                question, answer = rng.choice((ask_verse, ask_continuation, ask_continuation, ask_passage))(
                     chapter, at, rng
                 )
-                yield Document("chat", _chat([(question, answer)], rng))
+                yield Document("chat", as_chat([(question, answer)], rng))
 
 
-def _ask_verse(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
+def ask_verse(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
+    """Ask for a verse by its number."""
     place = f"{chapter.name}:{at + 1}"
     question = rng.choice(("What does {} say?", "What is written in {}?", "Quote {}.", "Recite {}.", "{}?"))
     answer = rng.choice(("{0}", "{0}", "{1} says: {0}"))
     return question.format(place), answer.format(chapter.verses[at], place)
 
 
-def _ask_continuation(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
+def ask_continuation(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
+    """Give the first words of a verse and answer with the rest."""
     words = " ".join(chapter.verses[at : at + rng.choice((1, 1, 2, 3))]).split()
     cut = min(rng.randint(3, 9), len(words) - 1)
     questions = ("Continue: {}", "Continue this verse: {}", "Finish the verse: {}", "How does this go on? {}")
@@ -196,7 +182,8 @@ def _ask_continuation(chapter: Chapter, at: int, rng: random.Random) -> tuple[st
     return question.format(" ".join(words[:cut])), " ".join(words[cut:])
 
 
-def _ask_passage(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
+def ask_passage(chapter: Chapter, at: int, rng: random.Random) -> tuple[str, str]:
+    """Ask for some verses that name somebody."""
     passage = chapter.verses[at : at + rng.randint(2, 7)]
     names = re.findall(r"(?<=[a-z,;] )[A-Z][a-z]{3,}", " ".join(passage[:2])) or ["God"]
     name = rng.choice([n for n in names if n not in {"Lord", "Then", "Behold", "Thou", "Thus"}] or ["God"])
@@ -214,14 +201,19 @@ def _wordnet_documents(database: wordnet.WordNet, split: str, rng: random.Random
     for synset in database.synsets.values():
         if split_of("{}{}".format(*synset.key)) != split:
             continue
-        if _UNWANTED.search(" ".join((synset.definition, *synset.words, *synset.examples))):
+        if not is_wanted(synset):
             continue
         count = database.count(synset)
         is_rare = count == 0 and all(" " in w for w in synset.words)
         if not is_rare or rng.random() < 0.5:
-            yield Document("wordnet", _entry(synset, database) + END)
+            yield Document("wordnet", entry(synset, database) + END)
         for _ in range(_number_of_chats(synset, count, is_rare=is_rare, rng=rng)):
-            yield Document("chat", _chat(list(_turns(synset, database, rng)), rng))
+            yield Document("chat", as_chat(list(_turns(synset, database, rng)), rng))
+
+
+def is_wanted(synset: wordnet.Synset) -> bool:
+    """Say whether a synset is free of the vocabulary that is left out."""
+    return not _UNWANTED.search(" ".join((synset.definition, *synset.words, *synset.examples)))
 
 
 def _number_of_chats(synset: wordnet.Synset, count: int, *, is_rare: bool, rng: random.Random) -> int:
@@ -232,21 +224,21 @@ def _number_of_chats(synset: wordnet.Synset, count: int, *, is_rare: bool, rng: 
     return 1 + sum(count > limit for limit in (0, 3, 10, 30, 60, 100))
 
 
-def _entry(synset: wordnet.Synset, database: wordnet.WordNet) -> str:
+def entry(synset: wordnet.Synset, database: wordnet.WordNet) -> str:
     """Write a synset as a short dictionary paragraph."""
     first, *others = synset.words
     parts = [f"{first}, {synset.part_of_speech}: {synset.definition}."]
     if others:
         parts.append(f"Also: {', '.join(others[:4])}.")
-    hypernyms = _words_of(synset.related("hypernym"), database)
+    hypernyms = words_of(synset.related("hypernym"), database)
     if hypernyms and synset.key[0] == "n":
         parts.append(f"A kind of {hypernyms[0]}.")
     if synset.examples:
-        parts.append(" ".join(_sentence(e) for e in synset.examples[:3]))
+        parts.append(" ".join(phrases.sentence(e) for e in synset.examples[:3]))
     return " ".join(parts)
 
 
-def _words_of(pointers: list[wordnet.Pointer], database: wordnet.WordNet) -> list[str]:
+def words_of(pointers: list[wordnet.Pointer], database: wordnet.WordNet) -> list[str]:
     """Name related meanings by the related word, or by their first word. A name alone reveals no held-out text."""
     return [database.synsets[p.synset].words[max(p.target_word, 1) - 1] for p in pointers]
 
@@ -276,7 +268,7 @@ def _ask_definition(w: Word, rng: random.Random) -> tuple[str, str]:
     if is_person:
         questions = ["Who was {}?", "Who is {}?", "Tell me about {}."]
     elif pos == "n":
-        named = _with_article(w.word) if _is_countable(w.word, w.synset) else w.word
+        named = phrases.with_article(w.word) if phrases.is_countable(w.word, w.synset) else w.word
         questions += [f"What is {named}?", f"What is {named}?", f"what is {named}", f"Tell me what {named} is."]
     elif pos == "v":
         questions += ["What does it mean to {}?", "What does to {} mean?"]
@@ -285,24 +277,26 @@ def _ask_definition(w: Word, rng: random.Random) -> tuple[str, str]:
     question = question.format(*([w.synset.part_of_speech, w.word] if count == 2 else [w.word] * count))
     answer = _definition(w.word, w.synset, is_person=is_person)
     if w.synset.examples and rng.random() < 0.3:
-        answer += f" For example: {_sentence(w.synset.examples[0])}"
+        answer += f" For example: {phrases.sentence(w.synset.examples[0])}"
     return question, answer
 
 
 def _definition(word: str, synset: wordnet.Synset, *, is_person: bool) -> str:
     """Say what a word means in one full sentence."""
     meaning, pos = synset.definition, synset.key[0]
-    has_determiner = meaning.startswith(_DETERMINERS)
+    has_determiner = meaning.startswith(phrases.DETERMINERS)
     if is_person:
-        return f"{word} was {meaning if has_determiner else _with_article(meaning)}."
+        return f"{word} was {meaning if has_determiner else phrases.with_article(meaning)}."
     if pos == "v":
         return f"To {word} means to {meaning}."
     if pos == "n" and not meaning.startswith("("):
-        if _is_countable(word, synset):
-            return _capital(f"{_with_article(word)} is {meaning if has_determiner else _with_article(meaning)}.")
+        if phrases.is_countable(word, synset):
+            return phrases.capital(
+                f"{phrases.with_article(word)} is {meaning if has_determiner else phrases.with_article(meaning)}."
+            )
         if has_determiner:
-            return _capital(f"{word} is {meaning}.")
-        return _capital(f"{word} means {meaning}.")
+            return phrases.capital(f"{word} is {meaning}.")
+        return phrases.capital(f"{word} means {meaning}.")
     return f'The {synset.part_of_speech} "{word}" means {meaning}.'
 
 
@@ -312,7 +306,7 @@ def _ask_example(w: Word, rng: random.Random) -> tuple[str, str] | None:
         return None
     questions = ("Use {} in a sentence.", "Use the word {} in a sentence.", "Give me an example of {}.",
                  "Write a sentence with the word {}.")  # fmt: skip
-    return rng.choice(questions).format(w.word), _sentence(rng.choice(fitting))
+    return rng.choice(questions).format(w.word), phrases.sentence(rng.choice(fitting))
 
 
 def _ask_synonym(w: Word, rng: random.Random) -> tuple[str, str] | None:
@@ -323,7 +317,7 @@ def _ask_synonym(w: Word, rng: random.Random) -> tuple[str, str] | None:
                  "Which words mean the same as {}?")  # fmt: skip
     question = rng.choice(questions)
     if "words" in question:
-        return question.format(w.word), f"{_capital(_listed(others[:4]))} can mean the same as {w.word}."
+        return question.format(w.word), f"{phrases.capital(phrases.listed(others[:4]))} can mean the same as {w.word}."
     return question.format(w.word), f"Another word for {w.word} is {others[0]}."
 
 
@@ -332,25 +326,25 @@ def _ask_antonym(w: Word, rng: random.Random) -> tuple[str, str] | None:
     if not opposites:
         return None
     question = rng.choice(("What is the opposite of {}?", "Give me the antonym of {}.", "What is the opposite of {}?"))
-    return question.format(w.word), f"The opposite of {w.word} is {_words_of(opposites, w.database)[0]}."
+    return question.format(w.word), f"The opposite of {w.word} is {words_of(opposites, w.database)[0]}."
 
 
 def _ask_kind(w: Word, rng: random.Random) -> tuple[str, str] | None:
-    hypernyms = _words_of(w.synset.related("hypernym"), w.database)
+    hypernyms = words_of(w.synset.related("hypernym"), w.database)
     if not hypernyms or w.synset.key[0] != "n":
         return None
-    named = _with_article(w.word) if _is_countable(w.word, w.synset) else w.word
+    named = phrases.with_article(w.word) if phrases.is_countable(w.word, w.synset) else w.word
     question = rng.choice(("What kind of thing is {}?", "What sort of thing is {}?"))
-    return question.format(named), _capital(f"{named} is a kind of {hypernyms[0]}.")
+    return question.format(named), phrases.capital(f"{named} is a kind of {hypernyms[0]}.")
 
 
 def _ask_members(w: Word, rng: random.Random) -> tuple[str, str] | None:
-    kinds = _words_of(w.synset.related("hyponym"), w.database)
+    kinds = words_of(w.synset.related("hyponym"), w.database)
     if len(kinds) < 2 or w.synset.key[0] != "n":
         return None
     chosen = rng.sample(kinds, min(len(kinds), rng.randint(2, 4)))
     question = rng.choice(("Name some kinds of {}.", "Which kinds of {} are there?"))
-    return question.format(w.word), _capital(f"{_listed(chosen)} are kinds of {w.word}.")
+    return question.format(w.word), phrases.capital(f"{phrases.listed(chosen)} are kinds of {w.word}.")
 
 
 def _ask_part_of_speech(w: Word, rng: random.Random) -> tuple[str, str] | None:
@@ -358,39 +352,19 @@ def _ask_part_of_speech(w: Word, rng: random.Random) -> tuple[str, str] | None:
     if rng.random() < 0.7 or not uses:
         return None
     question = rng.choice(("What part of speech is {}?", "Is {} a noun or a verb?"))
-    names = [_with_article(wordnet.PARTS_OF_SPEECH[pos]) for pos in uses]
-    joined = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-    return question.format(w.word), f'The word "{w.word}" is {joined}.'
+    names = [phrases.with_article(wordnet.PARTS_OF_SPEECH[pos]) for pos in uses]
+    return question.format(w.word), f'The word "{w.word}" is {phrases.alternatives(names)}.'
 
 
-def _is_countable(word: str, synset: wordnet.Synset) -> bool:
-    return synset.topic in _COUNTABLE_TOPICS and not word[0].isupper() and not re.search(r"(?<!s)s$", word)
-
-
-def _with_article(phrase: str) -> str:
-    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _sentence(text: str) -> str:
-    text = _capital(text.strip())
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _greetings(rng: random.Random, *, repeats: int) -> Iterator[Document]:
+def greetings(rng: random.Random, *, repeats: int) -> Iterator[Document]:
+    """Write each greeting `repeats` times."""
     for _ in range(repeats):
         for questions, answer in _GREETINGS:
-            yield Document("chat", _chat([(rng.choice(questions), answer)], rng))
+            yield Document("chat", as_chat([(rng.choice(questions), answer)], rng))
 
 
-def _chat(turns: list[tuple[str, str]], rng: random.Random) -> str:
+def as_chat(turns: list[tuple[str, str]], rng: random.Random) -> str:
+    """Render questions and answers, now and then after a system message."""
     messages: list[Message] = []
     if rng.random() < 0.12:
         messages.append(("system", rng.choice(_SYSTEM_PROMPTS)))

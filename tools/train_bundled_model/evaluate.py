@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tools.train_bundled_model import chat, export
+from tools.train_bundled_model import chat, export, recall
 from tools.train_bundled_model.model import IGNORED, Model, ModelConfig, RouterStatistics
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ _TOKENS_PER_BATCH = 4096
 _LOAD_WINDOW = 256
 _COMPARED = 4  # every fourth document is scored with transformers too
 CHAT_PROMPTS = (
-    "What is a heron?", "Define courage.", "What does the word abundant mean?", "What is a dog?", "What is water?",
-    "What does it mean to run?", "Use happy in a sentence.", "Give me a synonym for large.",
-    "What is the opposite of hot?", "Name some kinds of tree.", "What part of speech is quickly?",
-    "What does Genesis 1:1 say?", "Continue: In the beginning God created",
+    "What is a river?", "What is a dog?", "What is water?", "Define bread.", "Define courage.",
+    "What does it mean to run?", "What is a heron?", "What does the word abundant mean?", "Use happy in a sentence.",
+    "Give me a synonym for large.", "What is the opposite of hot?", "What is the opposite of dark?",
+    "Name some kinds of tree.", "What part of speech is quickly?", "What does Genesis 1:1 say?",
+    "What does John 3:16 say?", "Quote Psalm 23:1.", "Continue: In the beginning God created",
     "Tell me about Moses in the words of the Bible.", "Hello", "Who are you?",
 )  # fmt: skip
 TEXT_PROMPTS = ("And it came to pass", "Psalm 151\n", "lighthouse, noun:", "And God said unto Noah,")
@@ -86,6 +87,13 @@ class Subject:
             for i, token in zip(running, chosen.tolist(), strict=True):
                 texts[i].append(token)
         return texts
+
+    def answer_greedily(self, prompts: list[str], tokens: int) -> list[str]:
+        """Continue rendered prompts greedily by at most `tokens`; return what was added."""
+        encoded = [self.tokenizer.encode(p).ids for p in prompts]
+        written = self.generate(encoded, tokens=tokens, temperature=0.0, seed=0)
+        added = [text[len(prompt) :] for prompt, text in zip(encoded, written, strict=True)]
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in added]
 
 
 def _padded(texts: list[list[int]], *, value: int = 0) -> Tensor:
@@ -259,8 +267,11 @@ def compare_with_transformers(folder: Path, subject: Subject, documents: list[Do
     }
 
 
-def evaluate(folder: Path, held_out: Path, report: Path) -> None:
-    """Write expert_use.json into the model's folder and everything else into `report`."""
+def evaluate(folder: Path, held_out: Path, recalled: Path, report: Path) -> None:
+    """Write expert_use.json into the model's folder and everything else into `report`.
+
+    `recalled` holds questions that the documents of the second stage answer.
+    """
     subject = Subject(folder)
     documents = subject.read(held_out)
     scores, choices = score(subject, documents)
@@ -277,6 +288,7 @@ def evaluate(folder: Path, held_out: Path, report: Path) -> None:
     (folder / "expert_use.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     result = {
         "held_out": {domain: s.figures() for domain, s in sorted(scores.items())},
+        "recall": recall.measure(recalled, subject.answer_greedily),
         "samples": samples(subject),
         "expert_use": {k: {n: v for n, v in u.items() if n != "load_LE"} for k, u in use.items() if k != "description"},
         "transformers": compare_with_transformers(folder, subject, documents[::_COMPARED]),

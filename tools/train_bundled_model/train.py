@@ -23,17 +23,29 @@ if TYPE_CHECKING:
 
     import tokenizers
 
-# Fraction of the budget until which windows have a length. Most documents are short; the last stage learns the
-# positions up to the model's limit.
-STAGES = ((0.30, 128), (0.72, 256), (0.90, 512), (1.0, 1024))
+Windows = tuple[tuple[float, int], ...]
+
+# By stage of training, the fraction of the budget until which windows have a length. Most documents are short; the
+# last windows teach the positions up to the model's limit.
+WINDOWS: dict[str, Windows] = {
+    "general": ((0.30, 128), (0.72, 256), (0.90, 512), (1.0, 1024)),
+    "focus": ((0.86, 256), (0.94, 512), (1.0, 1024)),
+}
 _LOG_EVERY = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; the defaults made the bundled model."""
+    """How to train; the defaults made the bundled model's first stage, `focus` its second.
+
+    `peak` scales all learning rates. A run with `warm_start` begins with the weights of that checkpoint and fresh
+    optimizers.
+    """
 
     budget_s: float
+    stage: str = "general"
+    warm_start: str | None = None
+    peak: float = 1.0
     tokens_per_process: int = 4096
     processes: int = 2
     device: str = "cpu"
@@ -46,9 +58,14 @@ class TrainingConfig:
     rates: Rates = dataclasses.field(default_factory=Rates)
 
 
-def window_length(fraction: float) -> int:
+def focus(config: TrainingConfig, warm_start: Path) -> TrainingConfig:
+    """Return the configuration of the second stage: lower rates, from the weights of the first."""
+    return dataclasses.replace(config, stage="focus", warm_start=str(warm_start), peak=0.6, warm_up=0.03)
+
+
+def window_length(fraction: float, windows: Windows) -> int:
     """Return the length of the windows at this fraction of the budget."""
-    return next((length for end, length in STAGES if fraction < end), STAGES[-1][1])
+    return next((length for end, length in windows if fraction < end), windows[-1][1])
 
 
 def rate_scale(fraction: float, warm_up: float) -> float:
@@ -56,10 +73,10 @@ def rate_scale(fraction: float, warm_up: float) -> float:
     return max(0.0, min(fraction / warm_up + 0.02, (1 - fraction) / (1 - warm_up)))
 
 
-def train(corpus: Path, tokenizer: tokenizers.Tokenizer, run: Path, config: TrainingConfig) -> None:
-    """Train on `corpus/train.jsonl`, leaving checkpoint.pt and log.txt in `run`."""
+def train(documents: Path, tokenizer: tokenizers.Tokenizer, run: Path, config: TrainingConfig) -> None:
+    """Train on a file of documents, leaving checkpoint.pt and log.txt in `run`."""
     run.mkdir(parents=True, exist_ok=True)
-    data.tokenize(corpus / "train.jsonl", tokenizer, run / "train_tokens.npz")
+    data.tokenize(documents, tokenizer, run / "train_tokens.npz")
     meeting = run / "meeting_point"
     meeting.unlink(missing_ok=True)
     torch.multiprocessing.spawn(_process, (run, config), nprocs=config.processes)
@@ -132,10 +149,13 @@ class Trainer:
             self.optimizer.load(state["optimizer"])
             self.elapsed, self.tokens_seen = state["elapsed"], state["tokens_seen"]
             self.restarts = state["restarts"] + 1
+        elif self.config.warm_start:
+            state = torch.load(self.config.warm_start, map_location=self.config.device, weights_only=True)
+            self.optimizer.master.copy_(state["optimizer"]["master"])
 
     def _step(self, fraction: float) -> tuple[float, float, float]:
         c = self.config
-        length = window_length(fraction)
+        length = window_length(fraction, WINDOWS[c.stage])
         token_BS, target_BS = (
             torch.from_numpy(a).to(c.device) for a in self.packer.batch(c.tokens_per_process // length, length)
         )
@@ -147,7 +167,7 @@ class Trainer:
         gradient = self.gradient.float().div_(c.processes)
         norm = gradient.norm()
         gradient.mul_((c.gradient_clip / norm.clamp(min=1e-6)).clamp(max=1.0))
-        self.optimizer.step(gradient, rate_scale(fraction, c.warm_up))
+        self.optimizer.step(gradient, c.peak * rate_scale(fraction, c.warm_up))
         with torch.no_grad():
             self.weights.copy_(self.optimizer.master)
         self.tokens_seen += c.processes * c.tokens_per_process
@@ -164,7 +184,8 @@ class Trainer:
     def _log(self, fraction: float, loss: float, balance: float, norm: float, step_s: float) -> None:
         epochs = self.packer.documents * self.config.processes / len(self.packer)
         line = (
-            f"step {self.optimizer.steps} spent {fraction:.4f} length {window_length(fraction)} loss {loss:.4f} "
+            f"step {self.optimizer.steps} spent {fraction:.4f} "
+            f"length {window_length(fraction, WINDOWS[self.config.stage])} loss {loss:.4f} "
             f"balance {balance:.3f} gradient {norm:.3f} tokens {self.tokens_seen / 1e6:.2f}M epochs {epochs:.2f} "
             f"step_s {step_s:.2f}\n"
         )
