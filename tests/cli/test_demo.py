@@ -47,7 +47,7 @@ def test_it_answers_measures_and_ends_with_one_table(tmp_path: Path) -> None:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("bundled: 1 prefill + 1 decode ranks serve after ")
-    for said in ("> What is a river?\n", "lantern, noun:", "Load: 6 requests, 3 at a time", "6 of 6",
+    for said in ("> What is a river?\n", "bread, noun:", "Load: 6 requests, 3 at a time", "6 of 6",
                  "KV time hidden behind prefill", "process start to first token"):  # fmt: skip
         assert said in run.stdout
     assert "\x1b" not in run.stdout

@@ -38,7 +38,7 @@ def export(checkpoint: Path, tokenizer: Path, extras: list[Path], out: Path) -> 
         folder = Path(name)
         _write_shards(config, tensors, folder)
         _write_json(folder / "config.json", hugging_face_config(config))
-        generation = {"eos_token_id": 0, "pad_token_id": 1, "do_sample": True, "temperature": 0.8, "top_p": 0.95}
+        generation = {"eos_token_id": 0, "pad_token_id": 1, "do_sample": True, "temperature": 0.4, "top_p": 0.95}
         _write_json(folder / "generation_config.json", generation)
         for path in [*sorted(tokenizer.iterdir()), *extras]:
             shutil.copyfile(path, folder / path.name)

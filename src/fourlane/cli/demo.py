@@ -46,7 +46,7 @@ class Prompt:
 PROMPTS = (
     Prompt("What is a river?", chat=True, max_tokens=40, seed=1),
     Prompt("What is the opposite of dark?", chat=True, max_tokens=40, seed=1),
-    Prompt("lantern, noun:", chat=False, max_tokens=32, seed=1),
+    Prompt("bread, noun:", chat=False, max_tokens=32, seed=1),
     Prompt("And it came to pass in those days, that", chat=False, max_tokens=48, seed=1),
 )
 
@@ -193,7 +193,7 @@ def _request(model: str, prompt: Prompt) -> tuple[str, bytes]:
         "model": model,
         **(asked if prompt.chat else {"prompt": prompt.text}),
         "max_tokens": prompt.max_tokens,
-        "temperature": 0.6,
+        "temperature": 0.3,
         "top_p": 0.9,
         "seed": prompt.seed,
         "stream": True,
