@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-__all__ = ["BlockPool", "blocks_for"]
-
-
-def blocks_for(tokens: int, block_size: int) -> int:
-    """Return the pages that many tokens need."""
-    return -(-tokens // block_size)
+__all__ = ["BlockPool"]
 
 
 class BlockPool:

@@ -10,12 +10,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourlane.engine.kv_cache import BlockPool, blocks_for
 from fourlane.engine.sequence import FinishReason, Sequence, finish_reason
+from fourlane.policy.request_routing import pages_for
 from fourlane.policy.scheduling import plan_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from fourlane.engine.kv_cache import BlockPool
 
 __all__ = ["Limits", "Scheduled", "Scheduler", "Step"]
 
@@ -96,7 +98,7 @@ class Scheduler:
         One page a running sequence (at most a twentieth of the pool) is left for growth.
         """
         headroom = min(len(self.running), self.pool.total_blocks // 20)
-        needed = blocks_for(len(sequence.token_ids), self.limits.block_size)
+        needed = pages_for(len(sequence.token_ids), self.limits.block_size)
         if self.pool.free_blocks < needed + headroom:
             return False
         sequence.blocks = self.pool.take(needed) or []
@@ -229,7 +231,7 @@ class Scheduler:
     def _can_admit(self) -> bool:
         if not self.waiting or len(self.running) >= self.limits.max_running:
             return False
-        needed = blocks_for(len(self.waiting[0].token_ids), self.limits.block_size)
+        needed = pages_for(len(self.waiting[0].token_ids), self.limits.block_size)
         headroom = min(len(self.running), self.pool.total_blocks // 20)
         return self.pool.free_blocks >= needed + headroom
 
@@ -241,7 +243,7 @@ class Scheduler:
         sequence.named_pages = len(sequence.blocks)
         sequence.cached_tokens = sequence.computed = len(sequence.blocks) * block_size
         self.cached_tokens += sequence.cached_tokens
-        more = self.pool.take(blocks_for(len(sequence.token_ids), block_size) - len(sequence.blocks))
+        more = self.pool.take(pages_for(len(sequence.token_ids), block_size) - len(sequence.blocks))
         assert more is not None, "admission checked that there are pages"
         sequence.blocks += more
 

@@ -6,16 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourlane.engine.kv_cache import BlockPool, blocks_for
+from fourlane.engine.kv_cache import BlockPool
 from fourlane.policy.prefix import prefix_hashes
 
 
 def names(count: int, *, seed: int = 0) -> list[bytes]:
     return prefix_hashes([seed, *range(4 * count - 1)], 4)
-
-
-def test_pages_needed_are_rounded_up() -> None:
-    assert [blocks_for(tokens, 16) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
 
 
 def test_taking_more_than_there_is_takes_nothing() -> None:
