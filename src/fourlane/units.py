@@ -1,4 +1,4 @@
-"""Quantities with a dimension: `Rate` (bit/s), `Duration` (ps), `Size` (bytes).
+"""Quantities with a dimension: `Rate` (bit/s), `Duration` (ps), `Size` (bytes), `Length` (mm).
 
 Each is an `int` in its base unit, so sums and comparisons are exact. People write them as text with
 a unit, and only this module reads or writes that text. Not for measured floats (those stay floats,
@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 from typing import ClassVar, Self
 
-__all__ = ["Duration", "Quantity", "Rate", "Size"]
+__all__ = ["Duration", "Length", "Quantity", "Rate", "Size"]
 
 _TEXT = re.compile(r"([0-9](?:[0-9_]*[0-9])?(?:\.[0-9]+)?)\s*(\S*)")
 _DECIMAL = (("", 1), ("k", 10**3), ("M", 10**6), ("G", 10**9), ("T", 10**12), ("P", 10**15))
@@ -19,7 +19,7 @@ _BINARY = (("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30), ("Ti", 1 << 40), (
 
 
 class Quantity(int):
-    """Base of the three quantities: a non-negative int in its base unit, read from and written as text."""
+    """Base of the four quantities: a non-negative int in its base unit, read from and written as text."""
 
     kind: ClassVar[str]
     examples: ClassVar[tuple[str, ...]]
@@ -154,3 +154,18 @@ class Size(Quantity):
         *((f"{prefix}B", scale) for prefix, scale in _BINARY),
     )
     written = len(_DECIMAL) + len(_BINARY)
+
+
+class Length(Quantity):
+    """The length of a cable in mm: "5m", "300m"."""
+
+    kind = "length"
+    examples = ("5m", "30m", "2km")
+    base = "mm"
+    scale_of = (("mm", 1), ("m", 10**3), ("km", 10**6), ("cm", 10))
+    written = 3
+
+    @property
+    def metres(self) -> float:
+        """Return the length in metres."""
+        return int(self) / 1000

@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from fourlane.errors import SpecError
+from fourlane.spec.cluster import Cluster
 from fourlane.spec.deployment import Deployment
 from fourlane.spec.deployment_rules import cautions, deployment_faults
 from fourlane.spec.reading import Fault, read_struct, shown
 from fourlane.spec.writing import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["cautions", "load", "load_deployment", "render"]
+__all__ = ["cautions", "load", "load_cluster", "load_deployment", "render"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
+def load(
+    path: str | Path,
+    kind: type[S],
+    overrides: Sequence[str] = (),
+    *,
+    rules: Callable[[S], Iterable[Fault]] | None = None,
+) -> S:
     """Read a TOML file as a struct of class `kind`.
 
     Args:
@@ -30,6 +37,7 @@ def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
         kind: a msgspec struct class.
         overrides: "path=value" texts; a value is TOML if it reads as TOML, else plain text, and
             nothing after "=" takes the key away.
+        rules: yields what is wrong with a struct whose fields are well-formed.
 
     Raises:
         SpecError: with every fault of the file and the overrides.
@@ -37,8 +45,32 @@ def load(path: str | Path, kind: type[S], overrides: Sequence[str] = ()) -> S:
     data, source = _read_toml(Path(path)), Path(path).name
     changed = _apply(data, overrides)
     spec, faults = read_struct(kind, data)
+    if rules is not None and spec is not None and not faults:
+        faults = list(rules(spec))
     _refuse(faults, source, changed)
     return spec
+
+
+def load_cluster(path: str | Path, *, overrides: Sequence[str] = ()) -> Cluster:
+    """Read a cluster file; a bare name such as "h800-ft" is one of the catalog's.
+
+    Raises:
+        SpecError: with every fault of the file and the overrides.
+    """
+    from fourlane.spec.cluster_rules import cluster_faults
+
+    file = Path(path)
+    if not file.exists() and file.name == str(path) and not file.suffix:
+        file = _in_catalog(file.name)
+    return load(file, Cluster, overrides, rules=cluster_faults)
+
+
+def _in_catalog(name: str) -> Path:
+    folder = Path(__file__).parent / "catalog" / "clusters"
+    known = sorted(file.stem for file in folder.glob("*.toml"))
+    if name not in known:
+        raise SpecError(f"{name}: expected a cluster file, or one of the catalog ({', '.join(known)}), found neither")
+    return folder / f"{name}.toml"
 
 
 def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Deployment:

@@ -91,6 +91,8 @@ def _union(info: kinds.UnionType, value: object, place: str, faults: list[Fault]
     members = [member for member in info.types if not isinstance(member, kinds.NoneType)]
     if value is None and len(members) < len(info.types):
         return None
+    if isinstance(value, Mapping):
+        members = [member for member in members if isinstance(member, kinds.StructType)] or members
     if len(members) == 1:
         return _read(members[0], value, place, faults)
     for member in members:
@@ -116,11 +118,15 @@ def _dict(info: kinds.DictType, value: object, place: str, faults: list[Fault]) 
     if not isinstance(value, Mapping):
         faults.append(Fault(place, f"expected {expected(info)}, got {shown(value)}"))
         return _WRONG
-    pairs = [
-        (_read(info.key_type, key, _join(place, key), faults), _read(info.value_type, item, _join(place, key), faults))
-        for key, item in value.items()
-    ]
-    return _WRONG if any(_WRONG in pair for pair in pairs) else dict(pairs)
+    pairs: dict[Any, Any] = {}
+    wrong = False
+    for key, item in value.items():
+        at = _join(place, key)
+        name = _read(info.key_type, key, at, faults)
+        read = _WRONG if name is _WRONG else _read(info.value_type, item, at, faults)
+        wrong = wrong or read is _WRONG
+        pairs[name] = read
+    return _WRONG if wrong else pairs
 
 
 def _leaf(info: kinds.Type, value: object) -> Any:

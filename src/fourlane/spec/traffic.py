@@ -1,7 +1,7 @@
 """Classes of traffic, and the mark each carries on the wire.
 
-The one table from which sockets, and later switches, NICs and the simulator, take a class's DSCP.
-Not here: queues, weights, buffers (the lane plan).
+The one table from which the default lane plan, and sockets without a plan, take a class's DSCP.
+Not here: queues, weights, buffers (`fourlane.lanes.plan`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class TrafficClass(Enum):
 
     The default DSCPs are chosen so that `dscp >> 3` is the priority wanted, which is what an
     unconfigured NIC derives from a DSCP: expert 46 -> 5, collective 26 -> 3, kv 18 -> 2,
-    control 48 -> 6, the rest 0 -> 0.
+    control 48 -> 6, bulk 8 -> 1, the rest 0 -> 0.
 
     Source: default DSCP map of NVIDIA ConnectX (priority = DSCP / 8); RFC 2474 and RFC 4594 for
-        the code points (EF 46, AF31 26, AF21 18, CS6 48).
+        the code points (EF 46, AF31 26, AF21 18, CS6 48, CS1 8 for what may wait).
     """
 
     EXPERT = "expert"
@@ -35,7 +35,7 @@ class TrafficClass(Enum):
     @property
     def dscp(self) -> int:
         """Return the class's default DSCP, 0 to 63."""
-        return {"expert": 46, "collective": 26, "kv": 18, "control": 48, "bulk": 0, "default": 0}[self.value]
+        return {"expert": 46, "collective": 26, "kv": 18, "control": 48, "bulk": 8, "default": 0}[self.value]
 
     @property
     def priority(self) -> int:

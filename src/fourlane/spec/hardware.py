@@ -1,0 +1,92 @@
+"""What switch and NIC models can do: figures with their sources, from the catalog beside this module.
+
+Not for how many there are and how they are cabled (`fourlane.spec.cluster`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from fourlane.spec.load import load
+from fourlane.units import Rate, Size
+
+__all__ = ["NicModel", "SwitchModel", "nic_models", "switch_models"]
+
+_CATALOG = Path(__file__).parent / "catalog"
+
+
+class SwitchModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A switch model.
+
+    `buffer` is shared by all ports; `cell` the unit it is given out in. `queues` egress queues and
+    `priorities` PFC priorities a port. `pfc = false`: no lossless class can be had. `alpha_exponents`
+    are the least and greatest n of a dynamic threshold 2^n. `headroom` names how the room for packets
+    that arrive after a pause is worked out: by formula (which needs `cell`), or `headroom_fixed` whatever
+    the cable, published for ports up to `headroom_fixed_to`.
+
+    Units:
+        pipeline: bytes a packet may occupy on its way through the chip, added to a PFC resume threshold.
+        rate_allowance: bytes of headroom for each Gbit/s of port rate, on top of the formula.
+    """
+
+    vendor: str
+    chip: str
+    ports: int
+    port_rate: Rate
+    lanes_per_port: int
+    buffer: Size
+    cell: Size | None = None
+    queues: int = 8
+    priorities: int = 8
+    pfc: bool = True
+    trimming: bool = False
+    adaptive_routing: tuple[str, ...] = ()
+    """Operating systems on which it can be configured."""
+    alpha_exponents: tuple[int, ...] = (-7, 7)
+    headroom: Literal["formula", "fixed"] = "formula"
+    headroom_fixed: Size = Size(0)
+    headroom_fixed_to: Rate | None = None
+    pipeline: Size = Size(0)
+    rate_allowance: int = 0
+    source: str
+
+
+class NicModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A NIC model: its fastest port (None: it differs), and what of a lane plan it can be told.
+
+    `dcb`: priorities, ETS, PFC; `adaptive_routing`: it can ask for adaptive routing and put
+    packets that overtook each other back in order; `ecn_per_priority`: congestion control can be
+    switched off for one priority alone.
+    """
+
+    vendor: str
+    rate: Rate | None = None
+    dcb: bool
+    adaptive_routing: bool
+    ecn_per_priority: bool
+    priorities: int = 8
+    source: str
+
+
+class _Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    models: dict[str, SwitchModel]
+
+
+class _Nics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    models: dict[str, NicModel]
+
+
+@cache
+def switch_models() -> dict[str, SwitchModel]:
+    """Return the switch models of the catalog, by name."""
+    return load(_CATALOG / "switches.toml", _Switches).models
+
+
+@cache
+def nic_models() -> dict[str, NicModel]:
+    """Return the NIC models of the catalog, by name."""
+    return load(_CATALOG / "nics.toml", _Nics).models
