@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from fourlane.spec.load import load
-from fourlane.spec.traffic import MOST_DSCP, TrafficClass
+from fourlane.spec.traffic import MOST_DSCP, TrafficClass, dscp_to_tos
 from fourlane.units import Duration, Size
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ LOSSY_GROUP = 0
 
 Carrier = Literal["deepep-v1", "deepep-v2", "nvshmem", "nccl", "ucx", "mooncake", "gloo", "sockets"]
 _TCP_CARRIERS = frozenset({"gloo", "sockets"})
+_ECT0 = 2
 _RANGE = re.compile(r"([0-9]{1,2})(?:-([0-9]{1,2}))?")
 
 
@@ -68,7 +69,8 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     what is left by `weight`, deficit round robin. `alpha` bounds the queue to alpha times the
     buffer still free, on top of `reserved`. A lossless class pauses its senders; a lossy one drops,
     or with `trim` cuts the payload off and sends the header on. `network` says where the class
-    travels. `carriers` are the libraries that carry it.
+    travels. `carriers` are the libraries that carry it. `ect` says whether RDMA senders declare their
+    packets ECN-capable (None: just when `ecn` marks); without, no switch can mark them.
 
     Units:
         weight: percent of the link, of all weighted classes on it. cap: percent of the link.
@@ -86,6 +88,7 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     lossless: bool = False
     trim: bool = False
     ecn: Literal["off"] | Ecn = "off"
+    ect: bool | None = None
     routing: Literal["ecmp", "adaptive"] = "ecmp"
     network: Literal["hpn", "dcn", "both"] = "both"
     carriers: tuple[Carrier, ...] = ()
@@ -104,6 +107,12 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def over_tcp(self) -> bool:
         """Tell whether all its carriers are TCP sockets, which repair losses by themselves."""
         return bool(self.carriers) and _TCP_CARRIERS.issuperset(self.carriers)
+
+    @property
+    def tos(self) -> int:
+        """Return the ToS (traffic class) byte that RDMA libraries are given; TCP sets its ECN bits itself."""
+        capable = self.marking is not None if self.ect is None else self.ect
+        return dscp_to_tos(self.dscp, ecn=_ECT0 if capable and not self.over_tcp else 0)
 
     def on(self, network: NetworkName) -> bool:
         """Tell whether the class travels on a network."""

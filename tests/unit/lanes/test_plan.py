@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from fourlane.errors import SpecError
 from fourlane.lanes.buffers import queue_limit, switch_budget
@@ -72,8 +73,6 @@ def test_the_default_plan_fits_every_switch(plan: LanePlan, cluster: Cluster) ->
 
 
 def test_a_second_lossless_class_doubles_the_headroom_and_shared_headroom_halves_it() -> None:
-    from msgspec.structs import replace
-
     cluster = load_cluster("h800-ft")
     plan, leaf = default_plan(cluster), switches(cluster)[0]
     one = switch_budget(plan, leaf).headroom_pool
@@ -152,3 +151,12 @@ def test_a_lossless_class_that_trims_is_refused(tmp_path: Path) -> None:
     file = written(default_plan(load_cluster("h800-ft")), tmp_path)
     with pytest.raises(SpecError, match="nothing to trim"):
         load_plan(file, overrides=["classes.expert.trim=true"])
+
+
+def test_only_classes_that_are_marked_declare_themselves_capable_of_it() -> None:
+    classes = default_plan(load_cluster("h800-ft")).classes
+    assert classes[TrafficClass.EXPERT].tos == 184
+    assert classes[TrafficClass.COLLECTIVE].tos == 106
+    assert default_plan(load_cluster("lab")).classes[TrafficClass.COLLECTIVE].tos == 104
+    assert replace(classes[TrafficClass.COLLECTIVE], ect=False).tos == 104
+    assert replace(classes[TrafficClass.EXPERT], ect=True).tos == 186
