@@ -65,9 +65,7 @@ class EcnMarker:
         EnvironmentMissing: eBPF may not be loaded here, or the filter was refused.
     """
 
-    def __init__(
-        self, namespace: Path | None, device: str, *, dscp: int, thresholds: Ecn, line: Rate
-    ) -> None:
+    def __init__(self, namespace: Path | None, device: str, *, dscp: int, thresholds: Ecn, line: Rate) -> None:
         self.device, self.dscp = device, dscp
         self._map = ArrayMap(_ENTRY.size)
         try:
