@@ -11,6 +11,7 @@
     │   ├── PeerLost             a rank of the same expert-parallel group died or hung
     │   ├── TransferError        a KV transfer was lost, corrupt, late or refused
     │   └── RankDied             a rank process ended
+    ├── LabError                 the lab could not be brought up, or what runs in it failed
     ├── ProtocolError            a message was malformed, forged or of another version
     └── RequestError             a client's request cannot be served; carries the HTTP status
         ├── InvalidRequest       400, 404, 413, 415, 422: the client must change it
@@ -30,6 +31,7 @@ __all__ = [
     "EnvironmentMissing",
     "FourlaneError",
     "InvalidRequest",
+    "LabError",
     "MemoryShortage",
     "Overloaded",
     "PeerLost",
@@ -100,6 +102,10 @@ class TransferError(EngineError):
 
 class RankDied(EngineError):
     """Report that a rank process ended."""
+
+
+class LabError(FourlaneError):
+    """Report that the lab could not be brought up, or that something running in it failed or was late."""
 
 
 class ProtocolError(FourlaneError):

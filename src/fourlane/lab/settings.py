@@ -1,0 +1,24 @@
+"""Small functions run inside a namespace: write its kernel settings, wait there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourlane.lab.keeper import Channel
+
+__all__ = ["wait_for_the_end", "write_sysctls"]
+
+
+def write_sysctls(channel: Channel, settings: dict[str, str]) -> None:
+    """Write settings, by their path under /proc/sys; `net/` there is the namespace's own."""
+    del channel
+    for name, value in settings.items():
+        Path("/proc/sys", name).write_text(value, encoding="ascii")
+
+
+def wait_for_the_end(channel: Channel) -> None:
+    """Do nothing until the caller wants an end."""
+    while not channel.stopped(3600):
+        pass
