@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from fourlane.errors import EnvironmentMissing, SpecError
+from fourlane.errors import EnvironmentMissing
 from fourlane.lab import bpf
 from fourlane.lab.bpf import Assembler, load_classifier, why_not_loadable
-from fourlane.lab.ecn_marker import EcnMarker, EcnThresholds
+from fourlane.lab.ecn_marker import EcnMarker
 from fourlane.lab.traffic_control import in_network_namespace
+from fourlane.lanes.plan import Ecn
 from fourlane.spec.traffic import dscp_to_tos
 from fourlane.units import Rate, Size
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 LINE = Rate(200_000_000)
 EXPERT, KV = 46, 18
-STEP_AT_30_KB = EcnThresholds(Size(30_000), Size(30_000), 1.0)
+STEP_AT_30_KB = Ecn(kmin=Size(30_000), kmax=Size(30_000), pmax=1.0)
 TCP_INFO_RTT = 68  # offset of tcpi_rtt in struct tcp_info, in us
 
 
@@ -190,7 +191,7 @@ def test_only_senders_that_speak_ecn_and_only_the_class_asked_for_are_marked(pat
 
 
 def test_below_kmax_only_some_packets_are_marked(path: Path2) -> None:
-    ramp = EcnThresholds(Size(10_000), Size(2_000_000), 0.02)
+    ramp = Ecn(kmin=Size(10_000), kmax=Size(2_000_000), pmax=0.02)
     marker = EcnMarker(path.switch, "down1", dscp=EXPERT, thresholds=ramp, line=LINE)
     rtt_and_goodput(path, "10.77.1.2", dscp=EXPERT)
     counts = marker.counts()
@@ -247,9 +248,3 @@ def test_a_plain_user_is_told_what_eBPF_needs() -> None:  # noqa: N802 - its nam
         [*drop, sys.executable, "-c", ask], capture_output=True, text=True, timeout=30, check=True
     ).stdout
     assert "run as root, or with CAP_BPF" in said
-
-
-@pytest.mark.parametrize(("kmin", "kmax", "pmax"), [(0, 1, 1.0), (2, 1, 1.0), (1, 2, 0.0), (1, 2, 1.5)])
-def test_thresholds_that_mean_nothing_are_refused(kmin: int, kmax: int, pmax: float) -> None:
-    with pytest.raises(SpecError, match="expected"):
-        EcnThresholds(Size(kmin), Size(kmax), pmax)

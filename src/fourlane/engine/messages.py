@@ -230,7 +230,8 @@ class RankStats(_Message, frozen=True, kw_only=True):
     """Gauges and running totals of a rank; sent at most five times a second, at least every two.
 
     Units:
-        *_s: seconds since the rank began; lane_bytes: bytes sent by traffic class;
+        *_s: seconds since the rank began; step_exchange_times: steps by the time they waited for
+        the exchange, in the buckets of `durations`; lane_bytes: bytes sent by traffic class;
         expert_tokens_LE: tokens computed here, per layer and logical expert, as totals
         (flattened row-major [layers, experts]; empty when unchanged).
     """
@@ -244,6 +245,7 @@ class RankStats(_Message, frozen=True, kw_only=True):
     steps: int
     step_s: float
     exchange_s: float
+    step_exchange_times: list[int] = []
     idle_steps: int
     prompt_tokens: int
     cached_tokens: int

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fourlane.engine.durations import DurationCounts
 from fourlane.engine.messages import RankStats
 
 if TYPE_CHECKING:
@@ -36,17 +37,19 @@ class StatsReporter:
         self.steps = 0
         self.idle_steps = 0
         self.step_s = 0.0
+        self._exchange_times = DurationCounts()
         self._scheduler = scheduler
         self._sent_at = 0.0
         self._steps_sent = -1
         self._load_sent = -1
         self._memory = (0.0, 0)
 
-    def count_step(self, seconds: float, *, empty: bool) -> None:
-        """Add a step; `empty`: this rank had no tokens in it."""
+    def count_step(self, seconds: float, *, exchange_s: float, empty: bool) -> None:
+        """Add a step that waited `exchange_s` for the exchange; `empty`: this rank had no tokens in it."""
         self.steps += 1
         self.idle_steps += int(empty)
         self.step_s += seconds
+        self._exchange_times.add(exchange_s)
 
     def due(self, now: float) -> bool:
         """Tell whether a report should go out."""
@@ -79,6 +82,7 @@ class StatsReporter:
             steps=self.steps,
             step_s=self.step_s,
             exchange_s=counters.wait_s if counters else 0.0,
+            step_exchange_times=self._exchange_times.counts,
             idle_steps=self.idle_steps,
             prompt_tokens=scheduler.prompt_tokens,
             cached_tokens=scheduler.cached_tokens,

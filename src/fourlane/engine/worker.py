@@ -246,12 +246,14 @@ class RankWorker:
         self.group.begin_step(more=step.more)
         exchange = self.group.exchange
         assert exchange is not None, "a group steps when it is formed"
+        waited_s = exchange.counters.wait_s
         logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, exchange, self.placement))
         self.group.end_step()
         eos_ids = self.scheduler.limits.eos_ids
         sampled = sample(logits_NV, [_sampling_row(sequence, eos_ids) for sequence in step.sampling])
         self._commit(step, sampled)
-        self.stats.count_step(time.perf_counter() - began, empty=not step.parts)
+        exchange_s = exchange.counters.wait_s - waited_s
+        self.stats.count_step(time.perf_counter() - began, exchange_s=exchange_s, empty=not step.parts)
 
     def _schedule(self) -> Step:
         for sequence in self.scheduler.admit():

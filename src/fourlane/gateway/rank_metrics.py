@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from fourlane.engine.durations import BOUNDS_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -105,3 +108,20 @@ class RankCollector(Collector):
             for lane, total in sorted(rank.lane_bytes().items()):
                 lanes.add_metric([rank.name, lane], total)
         yield lanes
+        yield self._exchange_times()
+
+    def _exchange_times(self) -> Metric:
+        """Return how long steps waited for the exchange, by pool; the sum is that of `fourlane_exchange_seconds`."""
+        family = HistogramMetricFamily(
+            "fourlane_step_exchange_seconds", "Time a step waited for expert exchange, all layers.", labels=["pool"]
+        )
+        pools: dict[str, list[RankView]] = {}
+        for rank in self._router.ranks.values():
+            pools.setdefault(rank.role, []).append(rank)
+        bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
+        for pool, ranks in pools.items():
+            by_rank = [times for rank in ranks if (times := rank.step_exchange_times())]
+            counts = [sum(column) for column in zip(*by_rank, strict=True)] or [0] * len(bounds)
+            seconds = sum(rank.totals().get("exchange_s", 0) for rank in ranks)
+            family.add_metric([pool], list(zip(bounds, accumulate(counts), strict=True)), seconds)
+        return family

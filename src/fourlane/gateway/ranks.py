@@ -6,6 +6,7 @@ The gateway is the ranks' only client, so its own books are ahead of what a rank
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fourlane.policy.request_routing import DecodeCandidate, PrefillCandidate, prefix_tokens
@@ -78,6 +79,7 @@ class RankView:
         """Tokens computed a layer and expert, [layers * experts], the last it sent."""
         self._lanes_before: dict[str, int] = {}
         self._before: dict[str, float] = {}
+        self._step_exchange_before: list[int] = []
         """Totals of its earlier processes, so that they do not fall when it restarts."""
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
@@ -135,6 +137,7 @@ class RankView:
         self.detail = reason
         self._seen.clear()
         self._lanes_before, self._before = self.lane_bytes(), self.totals()
+        self._step_exchange_before = self.step_exchange_times()
         self.stats = None
 
     def report(self, stats: RankStats) -> None:
@@ -156,6 +159,11 @@ class RankView:
         """Return its running totals (the names of `TOTALS`) since the service began, over all its processes."""
         now = self.stats
         return {name: self._before.get(name, 0) + (getattr(now, name) if now is not None else 0) for name in TOTALS}
+
+    def step_exchange_times(self) -> list[int]:
+        """Return its steps by their time in the exchange, over all its processes; empty before any report."""
+        now = self.stats.step_exchange_times if self.stats is not None else []
+        return [old + new for old, new in zip_longest(self._step_exchange_before, now, fillvalue=0)]
 
     def kv_use(self) -> float:
         """Return the share of KV pages in use, 0 to 1: by its own report, else by our books."""

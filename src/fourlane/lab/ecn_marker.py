@@ -16,16 +16,16 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourlane.errors import SpecError
 from fourlane.lab.bpf import ArrayMap, Assembler, load_classifier
 from fourlane.lab.traffic_control import add_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fourlane.units import Rate, Size
+    from fourlane.lanes.plan import Ecn
+    from fourlane.units import Rate
 
-__all__ = ["EcnCounts", "EcnMarker", "EcnThresholds"]
+__all__ = ["EcnCounts", "EcnMarker"]
 
 DRAIN = 0.98
 """The phantom queue's rate as a share of the line: it fills before the real queue does."""
@@ -40,21 +40,6 @@ _TOS_OFFSET = 15  # Ethernet's 14 bytes, then IPv4's version and length
 _IPV4_SWAPPED = 0x0008  # htons(ETH_P_IP)
 _LOOK_UP, _CLOCK_NS, _RANDOM_32, _SET_CE = 1, 5, 7, 97  # helpers of the kernel
 _CONTINUE = -1  # TC_ACT_UNSPEC: go on to the next filter
-
-
-@dataclass(frozen=True, slots=True)
-class EcnThresholds:
-    """Where marking begins (`kmin`), where every packet is marked (`kmax`), and how likely just below it."""
-
-    kmin: Size
-    kmax: Size
-    pmax: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.kmin <= self.kmax:
-            raise SpecError(f"ecn: expected 0 < kmin <= kmax, got kmin {self.kmin} and kmax {self.kmax}")
-        if not 0 < self.pmax <= 1:
-            raise SpecError(f"ecn: expected pmax above 0 and at most 1, got {self.pmax}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +65,7 @@ class EcnMarker:
         EnvironmentMissing: eBPF may not be loaded here, or the filter was refused.
     """
 
-    def __init__(
-        self, namespace: Path | None, device: str, *, dscp: int, thresholds: EcnThresholds, line: Rate
-    ) -> None:
+    def __init__(self, namespace: Path | None, device: str, *, dscp: int, thresholds: Ecn, line: Rate) -> None:
         self.device, self.dscp = device, dscp
         self._map = ArrayMap(_ENTRY.size)
         try:
@@ -106,7 +89,7 @@ class EcnMarker:
         self._map.close()
 
 
-def phantom_queue(map_descriptor: int, *, dscp: int, thresholds: EcnThresholds, line: Rate) -> bytes:
+def phantom_queue(map_descriptor: int, *, dscp: int, thresholds: Ecn, line: Rate) -> bytes:
     """Assemble the program: r6 packet, r7 map entry, r8 now, r9 backlog; times in ns.
 
     Without locks: the moment the queue will be empty is one 64-bit word. It is first brought up to
@@ -142,7 +125,7 @@ def phantom_queue(map_descriptor: int, *, dscp: int, thresholds: EcnThresholds, 
 class _Times:
     """Thresholds as times at the phantom queue's rate, and constants for integer arithmetic."""
 
-    def __init__(self, thresholds: EcnThresholds, line: Rate) -> None:
+    def __init__(self, thresholds: Ecn, line: Rate) -> None:
         ns_per_byte = 8e9 / (DRAIN * line)
         self.per_byte = round(ns_per_byte * (1 << _FIXED_POINT_BITS))
         self.kmin = round(thresholds.kmin * ns_per_byte)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["default_plan", "spelled_ranges"]
 
 MOST_HEADROOM = 1 / 3
-"""The share of a switch's buffer that headroom may take before the second lossless class is made lossy."""
+"""The share of a switch's buffer that headroom may take before a lossless class is made lossy."""
 _KMIN_PER_GBPS = 4000
 _LEAST_KMIN = 30_000
 
@@ -33,17 +33,14 @@ _LEAST_KMIN = 30_000
 def default_plan(cluster: Cluster) -> LanePlan:
     """Work out the plan that `fourlane lanes init` writes.
 
-    The second lossless class (`collective`) becomes lossy where headroom for both would take over a
-    third of a switch's buffer, and no class is lossless where a switch or NIC has no PFC.
+    The second lossless class (`collective`), and then the first, becomes lossy where headroom would take
+    over a third of a switch's buffer; no class is lossless where a switch or NIC has no PFC.
     """
-    both = _plan(cluster, lossless=("expert", "collective"))
-    if not _lossless_possible(cluster, both):
-        return _plan(cluster, lossless=())
-    crowded = any(
-        budget.headroom_pool > MOST_HEADROOM * budget.buffer
-        for budget in (switch_budget(both, switch) for switch in switches(cluster))
-    )
-    return _plan(cluster, lossless=("expert",)) if crowded else both
+    for lossless in (("expert", "collective"), ("expert",)):
+        plan = _plan(cluster, lossless=lossless)
+        if _lossless_possible(cluster, plan) and not _crowded(cluster, plan):
+            return plan
+    return _plan(cluster, lossless=())
 
 
 def spelled_ranges(dscps: Iterable[int]) -> tuple[str, ...]:
@@ -61,6 +58,9 @@ def _plan(cluster: Cluster, *, lossless: tuple[str, ...]) -> LanePlan:
     own = {kind.dscp for kind in TrafficClass}
     hpn, dcn = cluster.hpn, cluster.dcn
     trim = not lossless and all(switch.model.trimming for switch in switches(cluster) if switch.network == "hpn")
+    carriers = _carriers(hpn, "nccl" if hpn.fabric == "erdma" else "deepep-v2")
+    reorders = nic_models()[hpn.nic].adaptive_routing or hpn.fabric == "ethernet"
+    unmarked = hpn.fabric != "roce" or (reorders and (bool(lossless) or trim))
     lanes = {
         TrafficClass.EXPERT: _lane(
             TrafficClass.EXPERT,
@@ -69,9 +69,10 @@ def _plan(cluster: Cluster, *, lossless: tuple[str, ...]) -> LanePlan:
             reserved=_scaled(hpn, 160, least=16_384),
             lossless="expert" in lossless,
             trim=trim,
-            routing="adaptive",
+            ecn="off" if unmarked else _marking(hpn),
+            routing="adaptive" if reorders else "ecmp",
             network="hpn",
-            carriers=_carriers(hpn, "deepep-v2"),
+            carriers=carriers,
         ),
         TrafficClass.COLLECTIVE: _lane(
             TrafficClass.COLLECTIVE,
@@ -127,6 +128,11 @@ def _marking(network: Network) -> Ecn:
 
 def _carriers(network: Network, *rdma: Carrier, tcp: Carrier = "sockets") -> tuple[Carrier, ...]:
     return rdma if network.fabric != "ethernet" else (tcp,)
+
+
+def _crowded(cluster: Cluster, plan: LanePlan) -> bool:
+    budgets = [switch_budget(plan, switch) for switch in switches(cluster)]
+    return any(budget.headroom_pool > MOST_HEADROOM * budget.buffer for budget in budgets)
 
 
 def _lossless_possible(cluster: Cluster, plan: LanePlan) -> bool:

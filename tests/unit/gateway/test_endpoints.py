@@ -15,6 +15,7 @@ from fake_ranks import FakeRanks
 from fake_service import FakeService, build_model_folder, deployment_of
 from prometheus_client.parser import text_string_to_metric_families
 
+from fourlane.engine.durations import BOUNDS_S, DurationCounts
 from fourlane.errors import CheckpointError
 from fourlane.gateway.figures import Figures, percentile
 from fourlane.gateway.state import ModelFacts
@@ -55,7 +56,11 @@ def test_metrics_have_vllms_names_and_count_what_happened(service: FakeService) 
         for _ in range(3):
             http.post("/v1/completions", json={"model": model, "prompt": [1, 2], "max_tokens": 5}).raise_for_status()
         http.post("/v1/completions", json={"model": model, "prompt": []})
-        service.call(lambda: [service.ranks.stats(name) for name in service.router.ranks])
+        waits = DurationCounts()
+        for seconds in (0.00005, 0.004, 0.004, 60.0):
+            waits.add(seconds)
+        known = {"step_exchange_times": waits.counts}
+        service.call(lambda: [service.ranks.stats(name, **known) for name in service.router.ranks])
         time.sleep(0.05)
         text = http.get("/metrics").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -81,6 +86,11 @@ def test_metrics_have_vllms_names_and_count_what_happened(service: FakeService) 
     assert of("fourlane_kv_transfer_hidden_seconds_total") == pytest.approx(0.054)
     assert of("fourlane_request_errors_total", status="400") == 1
     assert of("fourlane_rank_up", rank="decode/1") == 1
+    steps = "fourlane_step_exchange_seconds"
+    assert of(f"{steps}_bucket", pool="decode", le=str(BOUNDS_S[0])) == 2  # of two ranks, one each
+    assert of(f"{steps}_bucket", pool="decode", le=str(BOUNDS_S[-1])) == 6
+    assert of(f"{steps}_count", pool="decode") == 8
+    assert of(f"{steps}_sum", pool="decode") == 0.5
 
 
 def test_stats_hold_what_the_page_shows(service: FakeService) -> None:

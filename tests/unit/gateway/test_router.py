@@ -492,13 +492,17 @@ def test_totals_do_not_fall_when_a_rank_restarts() -> None:
     async def test() -> None:
         ranks = FakeRanks()
         async with routing(ranks) as router:
-            ranks.stats("decode/0", steps=10, lane_bytes={"expert": 1000})
+            ranks.stats("decode/0", steps=10, lane_bytes={"expert": 1000}, step_exchange_times=[3, 7])
             await asyncio.sleep(0.01)
             ranks.kill("decode/0")
             ranks.revive("decode/0")
-            assert isinstance(ranks.stats("decode/0", steps=1, lane_bytes={"expert": 5, "kv": 1}), RankStats)
+            assert isinstance(
+                ranks.stats("decode/0", steps=1, lane_bytes={"expert": 5, "kv": 1}, step_exchange_times=[0, 1]),
+                RankStats,
+            )
             await asyncio.sleep(0.01)
             assert router.ranks["decode/0"].totals()["steps"] == 11
             assert router.ranks["decode/0"].lane_bytes() == {"expert": 1005, "kv": 1}
+            assert router.ranks["decode/0"].step_exchange_times() == [3, 8]
 
     run(test)

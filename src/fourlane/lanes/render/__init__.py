@@ -1,1 +1,43 @@
-"""Render a lane plan for the devices that carry it out."""
+"""Write a lane plan in the words of each device and library: one target, one module, files as text.
+
+A renderer is a pure function of plan and cluster that returns relative paths and their text. It takes
+a plan for sound: `fourlane.lanes.check` comes first. Not for writing files (`fourlane.lanes.render.folder`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fourlane.lanes.plan import LanePlan
+    from fourlane.spec.cluster import Cluster
+
+__all__ = ["TARGETS", "Target", "render"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What can be rendered: a line about it, and the module whose `render_<name>` does it."""
+
+    summary: str
+    module: str
+
+
+TARGETS: Mapping[str, Target] = {
+    "json": Target("the plan as JSON, with its schema", "fourlane.lanes.render.export"),
+}
+
+
+def render(plan: LanePlan, cluster: Cluster, target: str) -> dict[str, str]:
+    """Render a plan for one target.
+
+    Returns:
+        Text by relative path, in order of paths; empty where the cluster has nothing of the kind.
+    """
+    function = getattr(importlib.import_module(TARGETS[target].module), f"render_{target}")
+    files: dict[str, str] = function(plan, cluster)
+    return dict(sorted(files.items()))
