@@ -3,18 +3,22 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
+#include "fourlane/socket_mesh.hpp"
 #include "fourlane/token_rows.hpp"
 
 namespace nb = nanobind;
@@ -280,6 +284,56 @@ void weighted_sum(const ConstRows& y, const Numbers& order, const ConstRows& wei
     fourlane::weighted_sum(rows_view(y), span_of(order), rows_view(weights), mutable_rows_view(out), set);
 }
 
+using ConstBytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Cut an array into consecutive parts, one a peer.
+template <typename Byte>
+std::vector<std::span<Byte>> parts_of(const auto& array, const std::vector<std::size_t>& sizes, std::size_t peers) {
+    require(sizes.size() == peers, "sizes: expected one for each peer");
+    std::vector<std::span<Byte>> parts;
+    std::span<Byte> rest(reinterpret_cast<Byte*>(array.data()), array.shape(0));
+    for (const std::size_t size : sizes) {
+        require(size <= rest.size(), "sizes: expected them to add up to the array's");
+        parts.push_back(rest.first(size));
+        rest = rest.subspan(size);
+    }
+    require(rest.empty(), "sizes: expected them to add up to the array's");
+    return parts;
+}
+
+std::uint32_t mesh_exchange(fourlane::SocketMesh& mesh, std::uint16_t kind, const ConstBytes& out,
+                            const std::vector<std::size_t>& out_sizes, const Bytes& in,
+                            const std::vector<std::size_t>& in_sizes) {
+    const auto to = parts_of<const std::byte>(out, out_sizes, mesh.peers());
+    const auto from = parts_of<std::byte>(in, in_sizes, mesh.peers());
+    const nb::gil_scoped_release released;
+    return mesh.post(kind, to, from);
+}
+
+std::uint32_t mesh_gather(fourlane::SocketMesh& mesh, std::uint16_t kind, const ConstBytes& mine, const Bytes& all) {
+    const std::size_t size = mine.shape(0);
+    const std::vector<std::size_t> sizes(mesh.peers(), size);
+    const auto from = parts_of<std::byte>(all, sizes, mesh.peers());
+    const std::vector<std::span<const std::byte>> to(
+        mesh.peers(), {reinterpret_cast<const std::byte*>(mine.data()), size});
+    const nb::gil_scoped_release released;
+    return mesh.post(kind, to, from);
+}
+
+using Suspect = std::tuple<int, std::uint64_t, std::uint64_t, std::uint64_t>;
+
+nb::tuple mesh_wait(fourlane::SocketMesh& mesh, std::uint32_t operation, std::int64_t patience_ms) {
+    fourlane::MeshReport report;
+    {
+        const nb::gil_scoped_release released;
+        report = mesh.wait(operation, std::chrono::milliseconds(patience_ms));
+    }
+    std::vector<Suspect> suspects;
+    for (const auto& one : report.suspects) suspects.emplace_back(one.peer, one.received, one.expected, one.unsent);
+    return nb::make_tuple(static_cast<int>(report.end), report.error, suspects);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -314,4 +368,14 @@ NB_MODULE(_native, module) {
                "Order (token, k) pairs by slot and count each expert's; the GIL is released.");
     module.def("weighted_sum", &weighted_sum, "y"_a.noconvert(), "order"_a.noconvert(), "weights"_a.noconvert(),
                "out"_a.noconvert(), "isa"_a = "", "Undo sort_by_slot and sum each token's rows; the GIL is released.");
+    nb::class_<fourlane::SocketMesh>(module, "SocketMesh",
+                                     "Messages to and from all peers at once, over connected sockets (-1: oneself).")
+        .def(nb::init<std::vector<int>>(), "sockets"_a)
+        .def("exchange", &mesh_exchange, "kind"_a, "out"_a.noconvert(), "out_sizes"_a, "in_"_a.noconvert(), "in_sizes"_a,
+             "Begin an operation that gives each peer its part of `out`; return its number.")
+        .def("gather", &mesh_gather, "kind"_a, "mine"_a.noconvert(), "everybody"_a.noconvert(),
+             "Begin an operation that gives all of `mine` to each peer; return its number.")
+        .def("wait", &mesh_wait, "operation"_a, "patience_ms"_a,
+             "Move bytes until it is through; return (end, errno, [(peer, received, expected, unsent)]).")
+        .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
 }

@@ -1,15 +1,22 @@
 // Tests of the native core without Python, mostly so that sanitizers see every path (scripts/sanitize).
 // What is right is tested in tests/unit/native; here results are held against plain loops.
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
+#include "fourlane/socket_mesh.hpp"
 #include "fourlane/token_rows.hpp"
 
 namespace {
@@ -198,9 +205,69 @@ void heads_are_normed_and_placed(InstructionSet set, std::int64_t head_dim) {
     expect(equal, "heads are normed and placed");
 }
 
+using fourlane::MeshEnd;
+using std::chrono::milliseconds;
+
+struct Pair {
+    int ends[2] = {-1, -1};
+    Pair() { expect(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "a pair of sockets"); }
+    ~Pair() {
+        for (const int end : ends) {
+            if (end >= 0) ::close(end);
+        }
+    }
+};
+
+// One process of two: sends `sizes` operations' worth of its own byte and checks that the peer's came.
+void exchange_all(fourlane::SocketMesh& mesh, std::size_t me, const std::vector<std::size_t>& sizes) {
+    for (const std::size_t size : sizes) {
+        const std::vector<std::byte> out(size + 1, static_cast<std::byte>(me + 1));
+        std::vector<std::byte> in(size), own(1);
+        std::vector<std::span<const std::byte>> to(2, {out.data(), size});
+        std::vector<std::span<std::byte>> from(2, {in.data(), size});
+        to[me] = {out.data(), 1}, from[me] = own;
+        const std::uint32_t operation = mesh.post(1, to, from);
+        expect(mesh.wait(operation, milliseconds(10'000)).end == MeshEnd::done, "an exchange over sockets");
+        const bool all = std::all_of(in.begin(), in.end(), [me](std::byte b) { return b == static_cast<std::byte>(2 - me); });
+        expect(all && own[0] == out[0], "the peer's bytes");
+    }
+}
+
+void a_mesh_moves_messages_of_every_size_both_ways() {
+    const Pair pair;
+    fourlane::SocketMesh first({-1, pair.ends[0]}), second({pair.ends[1], -1});
+    const std::vector<std::size_t> sizes{1, 0, 20, 2048, 2049, 0, 32'769, 3'000'000, 5};
+    std::thread other([&] { exchange_all(second, 1, sizes); });
+    exchange_all(first, 0, sizes);
+    other.join();
+}
+
+void a_mesh_names_who_holds_it_up() {
+    Pair pair;
+    fourlane::SocketMesh mesh({-1, pair.ends[0]});
+    std::vector<std::byte> in(100);
+    const std::vector<std::span<const std::byte>> to(2);
+    const std::vector<std::span<std::byte>> from{{}, in};
+    const std::uint32_t operation = mesh.post(7, to, from);
+    const auto late = mesh.wait(operation, milliseconds(20));
+    expect(late.end == MeshEnd::timed_out && late.suspects.size() == 1 && late.suspects[0].peer == 1, "a peer that is late");
+    expect(late.suspects[0].received == 0 && late.suspects[0].expected == 100 + fourlane::kMeshHeaderBytes, "its progress");
+    const auto wrong = fourlane::mesh_header(7, operation + 1, 100);
+    expect(::write(pair.ends[1], wrong.data(), wrong.size()) == static_cast<ssize_t>(wrong.size()), "writing");
+    expect(mesh.wait(operation, milliseconds(1000)).end == MeshEnd::unexpected, "a message of another operation");
+    fourlane::SocketMesh again({-1, pair.ends[0]});
+    again.post(7, to, from);
+    ::close(pair.ends[1]);
+    pair.ends[1] = -1;
+    const auto gone = again.wait(0, milliseconds(1000));
+    expect(gone.end == MeshEnd::closed && gone.suspects.size() == 1, "a peer that closed");
+}
+
 }  // namespace
 
 int main() {
+    a_mesh_moves_messages_of_every_size_both_ways();
+    a_mesh_names_who_holds_it_up();
     crc_meets_its_check_value_and_agrees_at_every_length_and_offset();
     for (const InstructionSet set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
         if (!fourlane::is_supported(set)) continue;

@@ -1,32 +1,53 @@
-"""What the ranks of distributed tests do; run by `launch`, which forks one process a rank.
+"""What the ranks of distributed tests do.
 
-Run as `python rank_bodies.py BODY RANKS FOLDER`. A body gets (rank, ranks, folder) and raises if
-something is wrong; it may end its own process to play a dead peer.
+Run as `python rank_bodies.py`: imports torch once, then for each line "BODY RANKS FOLDER
+IMPLEMENTATION" of standard input forks one process a rank and answers with the worst exit code; what
+ranks say goes to `output` in the folder. A body gets (rank, ranks, folder) and raises if something is
+wrong; it may end its own process to play a dead peer.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
 from fourlane.engine.exchange.local import LocalExchange
-from fourlane.engine.exchange.torch_all_to_all import GroupAddress, TorchAllToAll
+from fourlane.engine.exchange.meeting import GroupAddress
+from fourlane.engine.exchange.tcp import TcpExchange
+from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
+from fourlane.engine.seal import Secret
 from fourlane.errors import PeerLost
 from fourlane.policy.placement import Placement, linear_placement
 from fourlane.spec.traffic import TrafficClass
 
+if TYPE_CHECKING:
+    from fourlane.engine.exchange.all_to_all import AllToAllExchange
+
 EXPERTS, DIM, TOP_K, LAYERS = 10, 8, 3, 2
+IMPLEMENTATION: list[str] = []
+"""What the ranks exchange over, in a list of one; set before they are forked."""
 
 
-def _join(rank: int, ranks: int, folder: Path, *, store: str = "store", step_s: float = 10.0) -> TorchAllToAll:
+def _join(rank: int, ranks: int, folder: Path, *, store: str = "store", step_s: float = 10.0) -> AllToAllExchange:
     address = GroupAddress(str(folder / store), rank, ranks, "127.0.0.1", join_s=20, step_s=step_s)
     placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    return _exchange(address, placement)
+
+
+def _exchange(address: GroupAddress, placement: Placement, *, secret: bytes = b"s" * 32) -> AllToAllExchange:
+    if IMPLEMENTATION == ["tcp"]:
+        return TcpExchange(address, placement, device=torch.device("cpu"), secret=Secret(secret))
     return TorchAllToAll(address, placement, device=torch.device("cpu"))
 
 
@@ -38,7 +59,7 @@ def _scale_by_expert(x_RD: torch.Tensor, offset_S1: list[int], experts: list[int
 
 
 def _pair(
-    exchange: TorchAllToAll | LocalExchange,
+    exchange: AllToAllExchange | LocalExchange,
     placement: Placement,
     tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     layer: int,
@@ -130,7 +151,7 @@ def peer_dies(rank: int, ranks: int, folder: Path) -> None:
 
 
 def _step_until_lost(
-    exchange: TorchAllToAll, placement: Placement, tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    exchange: AllToAllExchange, placement: Placement, tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
     began = time.monotonic()
     try:
@@ -139,6 +160,8 @@ def _step_until_lost(
             _pair(exchange, placement, tokens, 0)
     except PeerLost as error:
         assert "a peer died or hangs" in str(error)  # noqa: PT017 - in a forked rank
+        if IMPLEMENTATION == ["tcp"]:
+            assert f"rank {exchange.ranks - 1}: " in str(error)  # noqa: PT017 - in a forked rank
         assert time.monotonic() - began < 5
     else:
         raise AssertionError("the exchange went on without its peer")
@@ -157,6 +180,8 @@ def peer_hangs(rank: int, ranks: int, folder: Path) -> None:
         _pair(exchange, placement, _tokens(3, seed=rank), 0)
     except PeerLost as error:
         assert "step 0, layer 0, counts" in str(error)  # noqa: PT017 - in a forked rank
+        if IMPLEMENTATION == ["tcp"]:
+            assert f"rank {ranks - 1}: nothing moved; 0 of " in str(error)  # noqa: PT017 - in a forked rank
         assert time.monotonic() - began < 3.5
     else:
         raise AssertionError("the exchange went on without its peer")
@@ -169,11 +194,107 @@ def absent_peer(rank: int, ranks: int, folder: Path) -> None:
     address = GroupAddress(str(folder / "store"), rank, ranks, "127.0.0.1", join_s=1.0, step_s=1.0)
     placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
     try:
-        TorchAllToAll(address, placement, device=torch.device("cpu"))
+        _exchange(address, placement)
     except PeerLost as error:
         assert "did not all meet" in str(error)  # noqa: PT017 - in a forked rank
+        if IMPLEMENTATION == ["tcp"]:
+            assert f"absent: rank {ranks - 1}" in str(error)  # noqa: PT017 - in a forked rank
     else:
         raise AssertionError("joined without its peer")
+
+
+def no_tokens_at_all(rank: int, ranks: int, folder: Path) -> None:
+    """A step in which nobody has a token goes through; so does the next, with tokens."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    for step, count in enumerate([0, 0, 5]):
+        exchange.begin_step(step, more=False)
+        tokens = _tokens(count, seed=rank)
+        assert torch.equal(_pair(exchange, placement, tokens, 0), _alone(tokens, 0))
+
+
+def every_dtype(rank: int, ranks: int, folder: Path) -> None:
+    """What is sent arrives bit for bit, whatever its dtype; sums are those of one process."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    kinds = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
+    for step, dtype in enumerate((*kinds, torch.float8_e4m3fn)):
+        exchange.begin_step(step, more=False)
+        x_TD, topk_TK, weights_TK = _tokens(6, seed=rank)
+        tokens = ((x_TD * 16).to(dtype), topk_TK, weights_TK)
+        received = exchange.dispatch(*tokens, placement, layer=0).wait()
+        assert received.x_RD.dtype == dtype
+        if dtype.is_floating_point and dtype.itemsize > 1:
+            back = exchange.combine(received.x_RD, received).wait()
+            alone = LocalExchange(linear_placement(layers=LAYERS, experts=EXPERTS, ranks=1))
+            same = alone.dispatch(*tokens, linear_placement(layers=LAYERS, experts=EXPERTS, ranks=1), layer=0).wait()
+            assert torch.equal(back, alone.combine(same.x_RD, same).wait()), dtype
+        elif ranks == 1:
+            raise AssertionError("nothing is sent here")
+        else:
+            _assert_rows_are_those_sent(received.x_RD, [_sent_by(r, dtype) for r in range(ranks)], placement, rank)
+
+
+def _sent_by(rank: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    x_TD, topk_TK, _ = _tokens(6, seed=rank)
+    return (x_TD * 16).to(dtype), topk_TK
+
+
+def _assert_rows_are_those_sent(
+    x_RD: torch.Tensor, sent: list[tuple[torch.Tensor, torch.Tensor]], placement: Placement, rank: int
+) -> None:
+    expected = [
+        x_TD[token].view(torch.uint8)
+        for expert in placement.experts_of(rank, 0).tolist()
+        for x_TD, topk_TK in sent
+        for token in (topk_TK == expert).any(dim=1).nonzero()[:, 0].tolist()
+    ]
+    assert torch.equal(x_RD.view(torch.uint8), torch.stack(expected))
+
+
+def large_rows(rank: int, ranks: int, folder: Path) -> None:
+    """Messages larger than any socket buffer pass both ways at once, again and again."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    for step in range(3):
+        exchange.begin_step(step, more=False)
+        _, topk_TK, weights_TK = _tokens(300, seed=rank)
+        x_TD = torch.randn(300, 4096, generator=torch.Generator().manual_seed(rank + step))
+        tokens = (x_TD, topk_TK, weights_TK)
+        assert torch.equal(_pair(exchange, placement, tokens, 0), _alone(tokens, 0))
+    assert exchange.counters.bytes_sent > 2 * 3 * 1_000_000
+
+
+def another_secret(rank: int, ranks: int, folder: Path) -> None:
+    """A rank with another deployment's secret does not get in, and is told so."""
+    address = GroupAddress(str(folder / "store"), rank, ranks, "127.0.0.1", join_s=1.0, step_s=1.0)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    try:
+        _exchange(address, placement, secret=bytes([rank]) * 32)
+    except PeerLost as error:
+        said = "absent: rank 1" if rank == 0 else "no connection from 127.0.0.1 to rank 0"
+        assert said in str(error)  # noqa: PT017 - in a forked rank
+    else:
+        raise AssertionError("met a rank of another deployment")
+
+
+def stranger_at_the_door(rank: int, ranks: int, folder: Path) -> None:
+    """Somebody else who connects is sent away; the group forms without him."""
+    stranger = _call_before_the_others(folder / "store") if rank == ranks - 1 else None
+    exchange = _join(rank, ranks, folder)
+    assert exchange.tell_all("here") == ["here"] * ranks
+    if stranger is not None:
+        with stranger, suppress(ConnectionResetError):
+            assert stranger.recv(100)[:4] == b"FLXG"
+            assert stranger.recv(100) == b"", "the stranger was let in"
+
+
+def _call_before_the_others(path: Path) -> socket.socket:
+    store = dist.FileStore(str(path), 2)
+    seat = json.loads(store.get("tcp exchange/0"))
+    stranger = socket.create_connection((seat["address"], seat["port"]), timeout=5)
+    stranger.sendall(b"GET / HTTP/1.1\r\nHost: anybody who has lost his way\r\n\r\n")
+    return stranger
 
 
 def _start(body: str, rank: int, ranks: int, folder: Path) -> int:
@@ -181,6 +302,9 @@ def _start(body: str, rank: int, ranks: int, folder: Path) -> int:
     if child:
         return child
     try:
+        with (folder / "output").open("a", buffering=1) as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
         globals()[body](rank, ranks, folder)
     except BaseException:  # noqa: BLE001 - reported, and turned into an exit code
         traceback.print_exc()
@@ -189,9 +313,8 @@ def _start(body: str, rank: int, ranks: int, folder: Path) -> int:
     os._exit(0)
 
 
-def _main(body: str, ranks: int, folder: Path) -> int:
+def _run(body: str, ranks: int, folder: Path) -> int:
     """Run a rank a process; one that was killed is started once more. Return the worst exit code."""
-    torch.set_num_threads(1)
     alive = {_start(body, rank, ranks, folder): rank for rank in range(ranks)}
     restarts, worst = 0, 0
     while alive:
@@ -205,5 +328,16 @@ def _main(body: str, ranks: int, folder: Path) -> int:
     return worst
 
 
+def _main() -> None:
+    torch.set_num_threads(1)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        body, ranks, folder, implementation = line.split()
+        IMPLEMENTATION[:] = [implementation]
+        sys.stdout.write(f"{_run(body, int(ranks), Path(folder))}\n")
+        sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    _main()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 import pytest
@@ -100,10 +100,14 @@ def retries(service: Service) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("victim", ["decode-1", "prefill-0"])
-def test_a_rank_killed_under_load_costs_nobody_a_token(checkpoint: Path, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "exchange"), [("decode-1", "torch_all_to_all"), ("prefill-0", "torch_all_to_all"), ("decode-1", "tcp")]
+)
+def test_a_rank_killed_under_load_costs_nobody_a_token(
+    checkpoint: Path, victim: str, exchange: Literal["torch_all_to_all", "tcp"]
+) -> None:
     async def run() -> None:
-        async with running_service(deployment(checkpoint, prefill=2, decode=2)) as service:
+        async with running_service(deployment(checkpoint, prefill=2, decode=2, exchange=exchange)) as service:
             pids = {row.name: row.pid for row in service.rows}
             calm, struck = await strike(service, victim, signal.SIGKILL)
             assert struck == calm

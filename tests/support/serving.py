@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fourlane.gateway.generation import ChoiceSpec, GenerationRequest
 from fourlane.gateway.service import running_service
-from fourlane.spec.deployment import Deployment, Gateway, KvTransfer, Model, Pool
+from fourlane.spec.deployment import Deployment, Exchange, Gateway, KvTransfer, Model, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["deployment", "generate_all", "serve_and_generate"]
 ROUND_TIMEOUT_S = 90.0
 
 
-def deployment(
+def deployment(  # noqa: PLR0913 - what the tests vary
     model: Path | str,
     *,
     prefill: int = 0,
@@ -30,6 +30,7 @@ def deployment(
     chunk_tokens: int = 512,
     expert_parallel: int | None = None,
     transport: Literal["auto", "tcp", "shared_memory"] = "auto",
+    exchange: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all",
 ) -> Deployment:
     """Return a deployment of so many ranks a pool, weights float32, any free port."""
 
@@ -43,6 +44,7 @@ def deployment(
         decode=pool(decode),
         unified=pool(unified),
         kv_transfer=KvTransfer(transport=transport),
+        exchange=Exchange(implementation=exchange),
     )
 
 

@@ -14,11 +14,14 @@ import torch
 
 from fourlane.engine.doorbell import Doorbell
 from fourlane.engine.exchange.local import LocalExchange
-from fourlane.engine.exchange.torch_all_to_all import GroupAddress, TorchAllToAll
+from fourlane.engine.exchange.meeting import GroupAddress
+from fourlane.engine.exchange.tcp import TcpExchange
+from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.errors import PeerLost
 
 if TYPE_CHECKING:
     from fourlane.engine.channel import Secret
+    from fourlane.engine.exchange.all_to_all import AllToAllExchange
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.rank_config import RankConfig
     from fourlane.policy.placement import Placement
@@ -35,7 +38,7 @@ class StepGroup:
     """
 
     def __init__(self, config: RankConfig, placement: Placement, *, device: torch.device, secret: Secret) -> None:
-        self.exchange: LocalExchange | TorchAllToAll | None = None
+        self.exchange: LocalExchange | AllToAllExchange | None = None
         self.generation = -1
         self.step = 0
         self.counters: ExchangeCounters | None = None
@@ -70,7 +73,7 @@ class StepGroup:
             step_s=config.exchange_timeout_s,
             backend=_backend(self._device, config),
         )
-        exchange = TorchAllToAll(address, self._placement, device=self._device, counters=self.counters)
+        exchange = self._open_exchange(address)
         try:
             self._hang_doorbell(exchange, store, generation)
         except PeerLost:
@@ -82,7 +85,7 @@ class StepGroup:
 
     def leave(self) -> None:
         """Leave the group, if in one: a peer is lost, or this rank stops."""
-        if isinstance(self.exchange, TorchAllToAll):
+        if self.exchange is not None and self.exchange.ranks > 1:
             self.exchange.close()
             self.exchange = None
         if self.doorbell is not None:
@@ -109,7 +112,13 @@ class StepGroup:
         self._engaged = self.exchange.ranks > 1 and self.exchange.agreement().more
         self.step += 1
 
-    def _hang_doorbell(self, exchange: TorchAllToAll, store: str, generation: int) -> None:
+    def _open_exchange(self, address: GroupAddress) -> AllToAllExchange:
+        placement, device, counters = self._placement, self._device, self.counters
+        if self._config.exchange == "tcp":
+            return TcpExchange(address, placement, device=device, secret=self._secret, counters=counters)
+        return TorchAllToAll(address, placement, device=device, counters=counters)
+
+    def _hang_doorbell(self, exchange: AllToAllExchange, store: str, generation: int) -> None:
         config = self._config
         bell = Path(config.run_dir) / f"bell-{config.name}-{generation}"
         address = f"ipc://{bell}" if Path(store).is_absolute() else f"tcp://{config.exchange_address}:*"

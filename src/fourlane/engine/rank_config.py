@@ -68,7 +68,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     secret_file: str
     run_dir: str
 
-    exchange: Literal["torch_all_to_all"] = "torch_all_to_all"
+    exchange: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all"
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
 

@@ -83,9 +83,14 @@ class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How ranks of a pool exchange tokens among experts."""
+    """How ranks of a pool exchange tokens among experts.
 
-    implementation: Literal["torch_all_to_all"] = "torch_all_to_all"
+    `implementation` "torch_all_to_all" is gloo on CPUs and NCCL where each rank has a GPU; "tcp"
+    own sockets, full duplex and marked as expert traffic, for hosts without RDMA. `address` is the
+    local IP to bind, on the interface expert traffic shall use.
+    """
+
+    implementation: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all"
     address: str = "127.0.0.1"
     timeout: Duration = Duration.parse("30s")
 

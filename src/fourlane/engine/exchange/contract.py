@@ -1,6 +1,7 @@
 """The contract of expert exchange: dispatch tokens to experts' ranks, combine what they return.
 
-Implementations: `torch_all_to_all` (gloo, NCCL) and, for a group of one rank, `local`.
+Implementations: `torch_all_to_all` (gloo, NCCL), `tcp` (own sockets) and, for a group of one rank,
+`local`.
 Model code yields each `Pending` and never blocks; only `Pending.wait` does.
 """
 

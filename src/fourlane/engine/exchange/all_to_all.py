@@ -1,0 +1,263 @@
+"""Dispatch and combine over any carrier that can gather a row and exchange rows with every rank.
+
+The one place where tokens are sorted, counted, laid out and summed, so that carriers (gloo, NCCL,
+own TCP sockets) give the same bits. Not for how bytes travel: that is a `Carrier`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from fourlane.engine.exchange.contract import Agreement, Pending, Received
+from fourlane.engine.exchange.counters import ExchangeCounters
+from fourlane.engine.exchange.rows import SlotTables, weighted_sum
+from fourlane.errors import PeerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.lanes.marking import Mark
+    from fourlane.policy.placement import Placement
+
+__all__ = ["AllToAllExchange", "Carrier", "CarrierError", "Work"]
+
+_TEXT_BYTES = 256
+_EXTRA = 2  # columns after the counts: step, more
+
+
+class CarrierError(Exception):
+    """What a carrier found: who or what keeps an operation from going through."""
+
+
+class Work(Protocol):
+    """An operation of a carrier under way."""
+
+    def wait(self) -> object:
+        """Block until it is through.
+
+        Raises:
+            CarrierError: a peer died or hangs.
+        """
+        ...
+
+
+class Carrier(Protocol):
+    """Brings bytes to all ranks of a group. All ranks begin the same operations in the same order."""
+
+    device: torch.device
+    """Where its tensors lie."""
+    marks: list[Mark]
+    """The marks of the connections it opened."""
+
+    def gather(self, mine: Tensor) -> tuple[Tensor, Work]:
+        """Begin to give a vector to all ranks; return everybody's, [ranks, length], filled when waited for."""
+        ...
+
+    def exchange(self, rows: Tensor, sent_G: list[int], received_G: list[int]) -> tuple[Tensor, Work]:
+        """Begin to give each rank its rows; return the rows from rank 0, then 1, ..., filled when waited for.
+
+        Args:
+            rows: uint8 [rows, bytes], contiguous: those for rank 0, then 1, ...
+            sent_G: rows for each rank.
+            received_G: rows from each rank.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A result computed by `finish` when first asked for."""
+
+    finish: Callable[[], object]
+
+    def wait(self) -> object:
+        """Block until the result is there."""
+        return self.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    order_R: Tensor
+    weights_TK: Tensor
+    place_R: Tensor
+    """Where each row, as it arrived, stands among the rows in order of slots."""
+    sent_G: list[int]
+    received_G: list[int]
+
+
+class AllToAllExchange:
+    """Dispatch and combine on uneven splits; no per-expert loops.
+
+    Args:
+        carrier: brings bytes to the ranks of the group, which has formed.
+        address: who this rank is among how many.
+        placement: where experts live at first.
+        device: of the activations.
+        counters: totals of an earlier generation to go on with.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        address: GroupAddress,
+        placement: Placement,
+        *,
+        device: torch.device,
+        counters: ExchangeCounters | None = None,
+    ) -> None:
+        self.rank = address.rank
+        self.ranks = address.ranks
+        self.marks = carrier.marks
+        self.counters = counters or ExchangeCounters(layers=placement.layers, experts=placement.experts)
+        self._address = address
+        self._tables = SlotTables(placement, rank=address.rank)
+        self._device = device
+        self._carrier: Carrier | None = carrier
+        self._wire = carrier.device
+        self._announced = (0, 0)
+        self._agreement: Agreement | None = None
+        self._place = "joining"
+
+    def begin_step(self, step: int, *, more: bool) -> None:
+        """Attach this rank's announcement to the first counts of the coming forward pass."""
+        self._announced = (step, int(more))
+        self._agreement = None
+        self._place = f"step {step}"
+
+    def agreement(self) -> Agreement:
+        """Return what the group agreed on in the step that has just run."""
+        assert self._agreement is not None, "no exchange ran in this step"
+        return self._agreement
+
+    def tell_all(self, text: str) -> list[str]:
+        """Give a short text to all ranks and return everybody's, by rank.
+
+        Raises:
+            PeerLost: a peer died or hangs.
+        """
+        mine = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
+        encoded = text.encode()
+        mine[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+        mine = mine.to(self._wire)
+        gathered, work = self._start("telling endpoints", lambda carrier: carrier.gather(mine))
+        self._wait(work, "telling endpoints")
+        return [row.cpu().numpy().tobytes().rstrip(b"\0").decode() for row in gathered]
+
+    def close(self) -> None:
+        """Leave the group; operations under way on other ranks fail there."""
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.close()
+
+    def dispatch(
+        self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
+    ) -> Pending[Received]:
+        """Start the counts round; the rows follow when it is waited for. See the contract."""
+        self._tables = tables = self._tables.of(placement)
+        pairs = tables.sort(layer, topk_TK)
+        count_row = torch.zeros(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
+        count_row[:-_EXTRA] = pairs.count_E
+        count_row[-2], count_row[-1] = self._announced
+        where = f"{self._place}, layer {layer}"
+        gathered, counts = self._start(f"{where}, counts", lambda carrier: carrier.gather(count_row))
+
+        def finish() -> Received:
+            self._wait(counts, f"{where}, counts")
+            table = gathered.cpu().numpy()
+            self._agree(table[:, -2], table[:, -1])
+            count_GE = table[:, :-_EXTRA]
+            return self._receive(x_TD.index_select(0, pairs.rows_R), pairs.order_R, weights_TK, count_GE, tables, layer)
+
+        return _Pending(finish)  # type: ignore[return-value]
+
+    def combine(self, y_RD: Tensor, received: Received) -> Pending[Tensor]:
+        """Start sending outputs back. See the contract."""
+        handle = received.handle
+        assert isinstance(handle, _Handle)
+        back_RD = y_RD.index_select(0, handle.place_R)
+        where = f"{self._place}, combine"
+        result_RD, work = self._exchange(back_RD, handle.received_G, handle.sent_G, where)
+
+        def finish() -> Tensor:
+            self._wait(work, where)
+            return weighted_sum(result_RD.to(self._device), handle.order_R, handle.weights_TK)
+
+        return _Pending(finish)  # type: ignore[return-value]
+
+    def _receive(
+        self,
+        rows_RD: Tensor,
+        order_R: Tensor,
+        weights_TK: Tensor,
+        count_GE: np.ndarray,
+        tables: SlotTables,
+        layer: int,
+    ) -> Received:
+        tokens_GG = tables.rows_per_rank(layer, count_GE)
+        sent_G = tokens_GG[self.rank].tolist()
+        count_GS = tables.rows_per_slot(layer, count_GE, by_source=True)
+        received_G = count_GS.sum(axis=1).tolist()
+        local = tables.experts_in_slots(layer)
+        self.counters.observe(layer, local[local >= 0], count_GE, tokens_GG.sum(axis=0))
+        where = f"{self._place}, layer {layer}, dispatch"
+        arrived_RD, work = self._exchange(rows_RD, sent_G, received_G, where)
+        slots = np.tile(np.arange(count_GS.shape[1]), self.ranks)
+        order_R_by_slot = np.argsort(np.repeat(slots, count_GS.reshape(-1)), kind="stable")
+        place_R = np.empty_like(order_R_by_slot)
+        place_R[order_R_by_slot] = np.arange(place_R.shape[0])
+        self._wait(work, where)
+        return Received(
+            x_RD=arrived_RD.to(self._device).index_select(0, torch.from_numpy(order_R_by_slot).to(self._device)),
+            offset_S1=[0, *np.cumsum(count_GS.sum(axis=0)).tolist()],
+            count_GE=count_GE,
+            handle=_Handle(order_R, weights_TK, torch.from_numpy(place_R).to(self._device), sent_G, received_G),
+        )
+
+    def _exchange(self, rows_RD: Tensor, sent_G: list[int], received_G: list[int], where: str) -> tuple[Tensor, Work]:
+        # As bytes: what travels is not added to or rounded, and no library has to know its dtype.
+        rows = rows_RD.to(self._wire).contiguous().view(torch.uint8)
+        self.counters.bytes_sent += (sum(sent_G) - sent_G[self.rank]) * rows.shape[1]
+        arrived, work = self._start(where, lambda carrier: carrier.exchange(rows, sent_G, received_G))
+        return arrived.view(rows_RD.dtype), work
+
+    def _agree(self, step_G: np.ndarray, more_G: np.ndarray) -> None:
+        if self._agreement is not None:
+            return
+        if (step_G != step_G[self.rank]).any():
+            raise PeerLost(f"{self._place}: ranks of the group are in different steps: {step_G.tolist()}")
+        self._agreement = Agreement(step=int(step_G[self.rank]), more=bool(more_G.any()))
+
+    def _start(self, where: str, call: Callable[[Carrier], tuple[Tensor, Work]]) -> tuple[Tensor, Work]:
+        if self._carrier is None:
+            raise PeerLost(f"{where}: rank {self.rank} has left the group")
+        try:
+            return call(self._carrier)
+        except CarrierError as error:
+            raise self._lost(where, error) from error
+
+    def _wait(self, work: Work, where: str) -> None:
+        began = time.perf_counter()
+        try:
+            work.wait()
+        except CarrierError as error:
+            raise self._lost(where, error) from error
+        finally:
+            self.counters.wait_s += time.perf_counter() - began
+
+    def _lost(self, where: str, error: CarrierError) -> PeerLost:
+        return PeerLost(
+            f"{where}: rank {self.rank} of {self.ranks} could not exchange within "
+            f"{self._address.step_s:g} s: a peer died or hangs ({error})"
+        )

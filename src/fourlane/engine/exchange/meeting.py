@@ -1,0 +1,59 @@
+"""Where the ranks of a group meet: a store they all reach, and how long they wait there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+__all__ = ["GroupAddress", "first_sentence", "open_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAddress:
+    """How the ranks of a group meet.
+
+    `store` is a file path, or "host:port" of a store that rank 0 opens; `address` the local IP
+    whose interface carries the exchange. `backend` is "gloo" or "nccl", for torch.distributed.
+
+    Units:
+        join_s, step_s: seconds to wait for peers while joining, and inside a collective.
+    """
+
+    store: str
+    rank: int
+    ranks: int
+    address: str
+    join_s: float
+    step_s: float
+    backend: str = "gloo"
+
+    def absent(self, detail: str) -> str:
+        """Say that the group did not form."""
+        return (
+            f"rank {self.rank}: the {self.ranks} ranks of the group did not all meet at "
+            f"{self.store} within {self.join_s:g} s ({detail})"
+        )
+
+
+def open_store(address: GroupAddress) -> dist.Store:
+    """Open the store of a group; its waits end after `join_s`.
+
+    Raises:
+        RuntimeError, DistStoreError: rank 0 does not answer, or the path cannot be written.
+    """
+    timeout = timedelta(seconds=address.join_s)
+    host, colon, port = address.store.rpartition(":")
+    if colon and port.isdigit():
+        return dist.TCPStore(
+            host, int(port), address.ranks, is_master=address.rank == 0, timeout=timeout, wait_for_workers=False
+        )
+    store = dist.FileStore(address.store, address.ranks)
+    store.set_timeout(timeout)
+    return store
+
+
+def first_sentence(error: RuntimeError) -> str:
+    """Return the first sentence of a torch.distributed error, without its source path and advice."""
+    return str(error).splitlines()[0].split("] ", 1)[-1].split(". This is", 1)[0]

@@ -1,0 +1,159 @@
+"""Exchange over TCP connections of its own: full duplex, few wake-ups, marked as expert traffic.
+
+Between hosts without RDMA. One connection a pair of ranks; a native loop moves bytes both ways on
+all of them at once, without the GIL, and asks the kernel to wake it only when a message is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import torch
+
+from fourlane._native import SocketMesh
+from fourlane.engine.exchange.all_to_all import AllToAllExchange, CarrierError
+from fourlane.engine.exchange.tcp_meeting import meet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.seal import Secret
+    from fourlane.policy.placement import Placement
+
+__all__ = ["TcpExchange"]
+
+
+class _Kind(IntEnum):
+    """What a message is; in its header."""
+
+    GATHER = 1
+    EXCHANGE = 2
+
+
+class _End(IntEnum):
+    """How a wait ended: `fourlane::MeshEnd`."""
+
+    DONE = 0
+    TIMED_OUT = 1
+    INTERRUPTED = 2
+    CLOSED = 3
+    FAILED = 4
+    UNEXPECTED = 5
+
+
+class TcpExchange(AllToAllExchange):
+    """The exchange over own TCP connections."""
+
+    def __init__(
+        self,
+        address: GroupAddress,
+        placement: Placement,
+        *,
+        device: torch.device,
+        secret: Secret,
+        counters: ExchangeCounters | None = None,
+    ) -> None:
+        """Join the group; blocks until every rank is there.
+
+        Args:
+            address: where and with whom.
+            placement: where experts live at first.
+            device: of the activations; what travels goes through host memory.
+            secret: the deployment's key, by which ranks know each other.
+            counters: totals of an earlier generation to go on with.
+
+        Raises:
+            PeerLost: not all ranks came within `address.join_s`.
+            SpecError: this host does not have `address.address`.
+        """
+        super().__init__(_TcpCarrier(address, secret), address, placement, device=device, counters=counters)
+
+
+class _TcpCarrier:
+    """Connections to all peers as a `Carrier`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, address: GroupAddress, secret: Secret) -> None:
+        self._ranks = address.ranks
+        self._patience_ms = max(1, round(address.step_s * 1000))
+        self._meeting = meet(address, secret)
+        self.marks = self._meeting.marks
+        self._sockets = self._meeting.sockets
+        self._mesh = SocketMesh([-1 if sock is None else sock.fileno() for sock in self._sockets])
+        self._held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        """Memory the native loop reads and writes, by operation, until it is through."""
+
+    def gather(self, mine: Tensor) -> tuple[Tensor, _Work]:
+        """Begin to send a vector to all ranks."""
+        gathered = torch.empty((self._ranks, *mine.shape), dtype=mine.dtype)
+        out, into = _bytes_of(mine), _bytes_of(gathered)
+        operation = self._mesh.gather(_Kind.GATHER, out, into)
+        self._held[operation] = (out, into)
+        return gathered, _Work(self, operation)
+
+    def exchange(self, rows: Tensor, sent_G: list[int], received_G: list[int]) -> tuple[Tensor, _Work]:
+        """Begin to send each rank its rows."""
+        width = rows.shape[1]
+        result = torch.empty((sum(received_G), width), dtype=torch.uint8)
+        out, into = _bytes_of(rows), _bytes_of(result)
+        out_sizes, in_sizes = ([count * width for count in counts] for counts in (sent_G, received_G))
+        operation = self._mesh.exchange(_Kind.EXCHANGE, out, out_sizes, into, in_sizes)
+        self._held[operation] = (out, into)
+        return result, _Work(self, operation)
+
+    def wait(self, operation: int) -> None:
+        """Block until an operation is through; see `Work`."""
+        while True:
+            end, error, suspects = self._mesh.wait(operation, self._patience_ms)
+            if end == _End.DONE:
+                self._held.pop(operation, None)
+                return
+            if end != _End.INTERRUPTED:  # after a signal Python's handlers have run by now
+                raise CarrierError(_describe(_End(end), error, suspects))
+
+    def close(self) -> None:
+        """Close the connections."""
+        for sock in self._sockets:
+            if sock is not None:
+                sock.close()
+        self._held.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An operation of the carrier."""
+
+    carrier: _TcpCarrier
+    operation: int
+
+    def wait(self) -> None:
+        """Block until it is through."""
+        self.carrier.wait(self.operation)
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _describe(end: _End, error: int, suspects: list[tuple[int, int, int, int]]) -> str:
+    return "; ".join(_about_one(end, error, *suspect) for suspect in suspects) or os.strerror(error)
+
+
+def _about_one(end: _End, error: int, peer: int, received: int, expected: int, unsent: int) -> str:
+    progress = f"{received} of {expected} bytes had come" if expected else "all had come"
+    if unsent:
+        progress += f", {unsent} bytes were not taken"
+    what = {
+        _End.TIMED_OUT: "nothing moved",
+        _End.CLOSED: "it closed the connection",
+        _End.FAILED: os.strerror(error),
+        _End.UNEXPECTED: "it sent another message than expected: the ranks are out of step or of unlike versions",
+    }[end]
+    return f"rank {peer}: {what}; {progress}"

@@ -1,0 +1,199 @@
+"""How the ranks of a group get TCP connections to each other: one a pair, both ends proven.
+
+Every rank listens on its address and leaves the endpoint in the group's store. A rank connects to
+those before it and then lets in those after it, so nobody waits in a circle.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import secrets
+import socket
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch.distributed as dist
+
+from fourlane.engine.exchange.greeting import NONCE_BYTES, Party, admit, introduce
+from fourlane.engine.exchange.meeting import first_sentence, open_store
+from fourlane.errors import PeerLost, ProtocolError, SpecError
+from fourlane.lanes.marking import mark_socket
+from fourlane.spec.traffic import TrafficClass
+
+if TYPE_CHECKING:
+    from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.seal import Secret
+    from fourlane.lanes.marking import Mark
+
+__all__ = ["Meeting", "meet"]
+
+_log = logging.getLogger(__name__)
+VERSION = 1
+_GREETING_S = 5.0
+"""How long one stranger at the door may keep the others waiting."""
+
+
+class _Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a rank listens. `session`: drawn anew each time; that of rank 0 names the meeting."""
+
+    version: int
+    address: str
+    port: int
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Connections to all ranks of a group, by rank; None in the place of this one."""
+
+    sockets: list[socket.socket | None]
+    marks: list[Mark]
+    store: dist.Store
+    """Kept, because one of TCP lives in rank 0 and others may still read from it."""
+
+
+def meet(address: GroupAddress, secret: Secret) -> Meeting:
+    """Connect to every other rank of a group; blocks until all are there.
+
+    Args:
+        address: where and with whom.
+        secret: by which the ranks know each other.
+
+    Raises:
+        PeerLost: not all ranks came within `address.join_s`; names those that did not.
+        SpecError: this host does not have `address.address`.
+    """
+    deadline = time.monotonic() + address.join_s
+    listener = _listen(address.address)
+    with closing(listener), ExitStack() as opened:
+        try:
+            store = open_store(address)
+            seats = _take_seats(store, address, listener, deadline)
+        except (RuntimeError, dist.DistStoreError) as error:
+            raise PeerLost(address.absent(first_sentence(error))) from error
+        me = Party(address.rank, address.ranks, seats[0].session, secret)
+        sockets: list[socket.socket | None] = [None] * address.ranks
+        marks: list[Mark] = []
+        for rank in range(address.rank):
+            sock = opened.enter_context(_socket(address.address))
+            marks.append(_prepare(sock))
+            _connect(sock, address, seats[rank], me, rank, deadline)
+            sockets[rank] = sock
+        while missing := [rank for rank in range(address.rank + 1, address.ranks) if sockets[rank] is None]:
+            sock = opened.enter_context(_accept(listener, address, missing, deadline))
+            marks.append(_prepare(sock))
+            rank = _admitted(sock, me, deadline)
+            if rank is not None:
+                sockets[rank] = sock
+        opened.pop_all()
+    return Meeting(sockets, marks, store)
+
+
+def _take_seats(store: dist.Store, address: GroupAddress, listener: socket.socket, deadline: float) -> list[_Seat]:
+    """Tell where we listen; return where everybody does."""
+    host, port = listener.getsockname()[:2]
+    mine = _Seat(version=VERSION, address=host, port=port, session=secrets.token_bytes(NONCE_BYTES))
+    store.set(_key(address.rank), msgspec.json.encode(mine).decode())
+    seats, absent = [], []
+    for rank in range(address.ranks):
+        store.set_timeout(timedelta(seconds=max(0.01, deadline - time.monotonic())))
+        try:
+            seats.append(_read_seat(store.get(_key(rank)), rank))
+        except (RuntimeError, dist.DistStoreError):
+            absent.append(rank)
+    if absent:
+        raise PeerLost(address.absent(f"absent: {_ranks(absent)}"))
+    return seats
+
+
+def _read_seat(data: bytes, rank: int) -> _Seat:
+    try:
+        seat = msgspec.json.decode(data, type=_Seat)
+    except msgspec.MsgspecError as error:
+        raise PeerLost(
+            f"rank {rank} left something else in the group's store than where it listens: {error}"
+        ) from error
+    if seat.version != VERSION:
+        raise PeerLost(
+            f"rank {rank} speaks version {seat.version} of the exchange, expected {VERSION}; "
+            "run one version of fourlane everywhere"
+        )
+    return seat
+
+
+def _connect(sock: socket.socket, address: GroupAddress, seat: _Seat, me: Party, rank: int, deadline: float) -> None:
+    try:
+        sock.bind((address.address, 0))
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.connect((seat.address, seat.port))
+        introduce(sock, me, rank, deadline=deadline)
+    except (OSError, ProtocolError) as error:
+        where = f"rank {rank} at {seat.address}, port {seat.port}"
+        raise PeerLost(address.absent(f"no connection from {address.address} to {where}: {error}")) from error
+
+
+def _accept(listener: socket.socket, address: GroupAddress, missing: list[int], deadline: float) -> socket.socket:
+    try:
+        listener.settimeout(max(0.001, deadline - time.monotonic()))
+        return listener.accept()[0]
+    except OSError as error:
+        raise PeerLost(address.absent(f"absent: {_ranks(missing)}: {error}")) from error
+
+
+def _admitted(sock: socket.socket, me: Party, deadline: float) -> int | None:
+    """Return the rank of who connected; a stranger is sent away (None) and holds nobody up for long."""
+    try:
+        return admit(sock, me, deadline=min(deadline, time.monotonic() + _GREETING_S))
+    except (OSError, ProtocolError) as error:
+        _log.warning("exchange: sent away %s: %s", _peer(sock), error)
+        sock.close()
+        return None
+
+
+def _listen(address: str) -> socket.socket:
+    listener = _socket(address)
+    try:
+        mark_socket(listener, TrafficClass.EXPERT)
+        listener.bind((address, 0))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise SpecError(
+            f"exchange.address: cannot listen at {address}: {error.strerror}; give the IP address of the interface "
+            "of this host that expert traffic shall use"
+        ) from error
+    return listener
+
+
+def _socket(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+    return socket.socket(family, socket.SOCK_STREAM)
+
+
+def _prepare(sock: socket.socket) -> Mark:
+    """Mark a socket as expert traffic, and let small messages leave at once."""
+    mark = mark_socket(sock, TrafficClass.EXPERT)
+    if not mark.complete:
+        _log.warning("exchange: socket not marked as asked: %s", mark)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return mark
+
+
+def _peer(sock: socket.socket) -> str:
+    try:
+        return "{}, port {}".format(*sock.getpeername()[:2])
+    except OSError:
+        return "somebody who is gone"
+
+
+def _key(rank: int) -> str:
+    return f"tcp exchange/{rank}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
