@@ -14,7 +14,7 @@ import secrets
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fourlane.errors import ProtocolError
 
@@ -92,7 +92,7 @@ def admit(sock: socket.socket, me: Party, *, deadline: float) -> int:
     return rank
 
 
-def _checked(form: struct.Struct, data: bytes) -> tuple:
+def _checked(form: struct.Struct, data: bytes) -> tuple[Any, ...]:
     fields = form.unpack(data)
     magic, version = fields[:2]
     if magic != _MAGIC:

@@ -99,7 +99,8 @@ def _take_seats(store: dist.Store, address: GroupAddress, listener: socket.socke
     host, port = listener.getsockname()[:2]
     mine = _Seat(version=VERSION, address=host, port=port, session=secrets.token_bytes(NONCE_BYTES))
     store.set(_key(address.rank), msgspec.json.encode(mine).decode())
-    seats, absent = [], []
+    seats: list[_Seat] = []
+    absent: list[int] = []
     for rank in range(address.ranks):
         store.set_timeout(timedelta(seconds=max(0.01, deadline - time.monotonic())))
         try:

@@ -70,6 +70,8 @@ class TorchAllToAll(AllToAllExchange):
 class _TorchCarrier:
     """A process group as a `Carrier`."""
 
+    device: torch.device
+
     def __init__(self, address: GroupAddress, device: torch.device) -> None:
         self.device = device if address.backend == "nccl" else torch.device("cpu")
         self._ranks = address.ranks
