@@ -24,7 +24,7 @@ from fourlane.errors import SpecError
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = ("bench", "demo", "doctor", "serve", "worker")
+COMMANDS = ("bench", "demo", "doctor", "lanes", "serve", "worker")
 FOURLANE = [sys.executable, "-m", "fourlane"]
 
 
@@ -56,7 +56,7 @@ def test_every_command_has_help(name: str) -> None:
     assert out.output.startswith(f"Usage: fourlane {name}")
 
 
-@pytest.mark.parametrize("name", ["doctor", "serve", "worker"])
+@pytest.mark.parametrize("name", ["doctor", "lanes", "serve", "worker"])
 def test_the_help_of_a_command_has_examples(name: str) -> None:
     assert f"\n    fourlane {name}" in CliRunner().invoke(main, [name, "--help"]).output
 

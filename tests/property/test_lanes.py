@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from lane_cases import any_plans, clusters, sound_cases
 
+from fourlane.lanes.check import check_plan, errors_of
 from fourlane.lanes.default_plan import default_plan
 from fourlane.lanes.plan import DSCPS, load_plan
 from fourlane.lanes.qos_maps import qos_maps
@@ -35,7 +36,6 @@ def test_a_cluster_comes_back_from_its_toml(file: Path, cluster: Cluster) -> Non
 
 
 @given(case=sound_cases())
-@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_a_plan_comes_back_from_its_toml(file: Path, case: tuple[Cluster, LanePlan]) -> None:
     _, plan = case
     file.write_text(render(plan))
@@ -59,3 +59,21 @@ def test_every_cluster_has_a_default_plan_of_good_form(cluster: Cluster) -> None
 @given(plan=any_plans())
 def test_faults_of_form_of_any_plan_can_be_told(plan: LanePlan) -> None:
     assert all(fault.message for fault in plan_faults(plan))
+
+
+@given(case=sound_cases())
+def test_sound_plans_have_no_errors(case: tuple[Cluster, LanePlan]) -> None:
+    cluster, plan = case
+    assert list(map(str, errors_of(check_plan(plan, cluster)))) == []
+
+
+@given(cluster=clusters())
+def test_the_default_plan_of_any_cluster_has_no_errors(cluster: Cluster) -> None:
+    assert list(map(str, errors_of(check_plan(default_plan(cluster), cluster)))) == []
+
+
+@given(cluster=clusters(), plan=any_plans())
+def test_any_plan_is_checked_without_a_crash_and_alike_each_time(cluster: Cluster, plan: LanePlan) -> None:
+    findings = check_plan(plan, cluster)
+    assert findings == check_plan(plan, cluster)
+    assert all(finding.found and finding.place and finding.mend for finding in findings)

@@ -14,12 +14,13 @@ from fourlane.errors import FourlaneError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["main"]
+__all__ = ["LazyGroup", "main"]
 
 _COMMANDS = {
     "bench": "Measure a service under load.",
     "demo": "Serve the bundled model here, stream answers, measure a short load.",
     "doctor": "Check whether this machine can run fourlane, and say what to mend.",
+    "lanes": "Plan what each class of traffic gets; prove it, and render it to every device.",
     "serve": "Serve a model: start the ranks and answer HTTP until Ctrl-C.",
     "worker": "Run one rank of a service whose gateway runs elsewhere.",
 }
@@ -30,12 +31,14 @@ class LazyGroup(click.Group):
 
     Args:
         summaries: the commands there are, with the line `--help` shows.
+        package: where each has a module of its name, with _ for -, and in it a command of that name.
         settings: those of `click.Group`.
     """
 
-    def __init__(self, *, summaries: Mapping[str, str], **settings: Any) -> None:
+    def __init__(self, *, summaries: Mapping[str, str], package: str = "fourlane.cli", **settings: Any) -> None:
         super().__init__(**settings)
         self._summaries = summaries
+        self._package = package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -47,7 +50,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in self._summaries:
             return None
-        return getattr(importlib.import_module(f"fourlane.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        return getattr(importlib.import_module(f"{self._package}.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
@@ -74,6 +78,7 @@ main = LazyGroup(
       fourlane demo                      see it work: 2 + 2 ranks on the bundled model
       fourlane serve                     serve the bundled model at http://127.0.0.1:8000
       fourlane serve deployment.toml     serve what a file describes
+      fourlane lanes init                write a lane plan to start from; then check, show, render it
       fourlane doctor                    check this machine
 
     Exit codes: 0 done, 1 something failed, 2 a file or option is wrong, 3 this machine lacks something,

@@ -66,6 +66,8 @@ def port_headroom(model: SwitchModel, rate: Rate, cable: Length, *, given: Size 
         if model.headroom_fixed_to is None or rate > model.headroom_fixed_to:
             return None
         xoff = model.headroom_fixed
+    elif model.cell is None:
+        return None
     else:
         xoff = Size(formula_xoff(model, rate, cable, lossless_mtu=ROCE_MTU) + _TABLE_DIFFERENCE)
     return Headroom(xoff=xoff, xon=xon, size=Size(xoff + xon + (_PORT_MTU if wide else 0)))

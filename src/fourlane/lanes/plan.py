@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from fourlane.spec.load import load
+from fourlane.spec.load import load, parse
 from fourlane.spec.traffic import MOST_DSCP, TrafficClass, dscp_to_tos
 from fourlane.units import Duration, Size
 
@@ -35,6 +35,7 @@ __all__ = [
     "Trimming",
     "dscp_range",
     "load_plan",
+    "parse_plan",
 ]
 
 SCHEMA_VERSION = 1
@@ -209,3 +210,14 @@ def load_plan(path: str | Path, *, overrides: Sequence[str] = ()) -> LanePlan:
     from fourlane.lanes.rules import plan_faults
 
     return load(path, LanePlan, overrides, rules=plan_faults)
+
+
+def parse_plan(text: str, *, source: str, overrides: Sequence[str] = ()) -> LanePlan:
+    """Read a lane plan from TOML text; `source` is what messages call it.
+
+    Raises:
+        SpecError: with every fault of the text and the overrides.
+    """
+    from fourlane.lanes.rules import plan_faults
+
+    return parse(text, LanePlan, overrides, source=source, rules=plan_faults)

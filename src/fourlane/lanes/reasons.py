@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fourlane.lanes.plan import Lane
     from fourlane.spec.cluster import Cluster
 
-__all__ = ["Reason", "reasons"]
+__all__ = ["PFC_REASONS", "TRIMMING_REASONS", "Reason", "reasons"]
 
 _BAIDU = "Baidu Intelligent Cloud, PD-separated inference network (queue split, buffer, bandwidth, ECN off, DCN for KV)"
 _CONNECTX = "default DSCP map of NVIDIA ConnectX: priority = DSCP / 8"
@@ -49,7 +49,7 @@ def reasons(cluster: Cluster, kind: TrafficClass) -> dict[str, Reason]:
             "SONiC packet trimming (sonic-buildimage PRs 22853, 22912)",
         ),
         "ecn": _ecn_reason(kind, lane),
-        "routing": _WHY_ADAPTIVE if lane.routing == "adaptive" else _WHY_ECMP,
+        "routing": _routing_reason(kind, lane),
         "network": _network_reason(kind, cluster),
         "carriers": Reason(
             "the libraries that carry it here; they decide environment files and warnings", "yours to edit"
@@ -61,6 +61,31 @@ def reasons(cluster: Cluster, kind: TrafficClass) -> dict[str, Reason]:
         found["cap"] = _WHY_CAP[kind]
     return found
 
+
+_YANG = "SONiC sonic-pfcwd.yang: poll 100..1000 ms, detection 100..5000 ms, restoration 100..60000 ms"
+PFC_REASONS = {
+    "watchdog": Reason(
+        "one NIC that pauses without end stops every link behind it; the watchdog empties its queue",
+        "Microsoft, RDMA over Commodity Ethernet at Scale, SIGCOMM 2016 (NIC pause storms)",
+    ),
+    "poll": Reason("as often as every switch can look", _YANG),
+    "detection": Reason("two looks: long beside any burst, short beside a stalled step", f"judgement; {_YANG}"),
+    "restoration": Reason("twice the detection, so that a storm is not let in again at once", f"judgement; {_YANG}"),
+    "action": Reason(
+        "frees the buffer; dropped expert traffic is repeated, so exchange timeouts must be longer than poll, "
+        "detection and restoration together",
+        "SONiC PFC watchdog: drop, forward or alert",
+    ),
+    "shared_headroom": Reason(
+        "every port has its own, which holds even if all are paused at once; true where the budget does not fit",
+        "SONiC doc/qos/dynamically-headroom-calculation.md (shared headroom pool)",
+    ),
+    "oversubscription": Reason("counts only with shared_headroom: half of what all ports could need", "SONiC default"),
+}
+TRIMMING_REASONS = {
+    "size": Reason("headers and no more", "Cumulus Linux 5.14 guide: roce mode lossy-multi-tc trims to 256 B"),
+    "to": Reason("the news of a loss goes before everything else", "as congestion notifications do"),
+}
 
 _WHY_DSCP = {
     TrafficClass.EXPERT: "EF, expedited forwarding; DSCP / 8 = priority 5",
@@ -115,9 +140,7 @@ _WHY_ADAPTIVE = Reason(
     "pair's queue pairs on one path; about 95 % of physical bandwidth with adaptive routing",
     "NVSHMEM issue 27; Baidu HPN article",
 )
-_WHY_ECMP = Reason(
-    "many flows hash well enough, and these transports need packets in order", "judgement; see `fourlane fabric`"
-)
+_WHY_ECMP = Reason("many flows hash well enough, and these transports need packets in order", "judgement")
 
 
 def _lossless_reason(kind: TrafficClass, lane: Lane) -> Reason:
@@ -136,6 +159,11 @@ def _lossless_reason(kind: TrafficClass, lane: Lane) -> Reason:
 
 
 def _ecn_reason(kind: TrafficClass, lane: Lane) -> Reason:
+    if lane.marking is not None and kind is TrafficClass.EXPERT:
+        return Reason(
+            "on, because nothing else could hold senders back here: no pauses or trimming, or no adaptive routing",
+            "rule of this plan; thresholds as for the other classes",
+        )
     if lane.marking is not None:
         return Reason(
             "early marks keep its queue short, so that what shares the buffer finds room; 4 kB and 16 kB for each "
@@ -148,6 +176,14 @@ def _ecn_reason(kind: TrafficClass, lane: Lane) -> Reason:
             f"{_BAIDU}; DeepEP README (congestion control off); Meta, SIGCOMM 2024 (DCQCN off at 400G)",
         )
     return Reason("off: too little traffic to build a queue worth marking", "judgement")
+
+
+def _routing_reason(kind: TrafficClass, lane: Lane) -> Reason:
+    if lane.routing == "adaptive":
+        return _WHY_ADAPTIVE
+    if kind is TrafficClass.EXPERT:
+        return Reason("the NIC does not put packets back in order, so one flow must keep to one path", "NIC catalog")
+    return _WHY_ECMP
 
 
 def _network_reason(kind: TrafficClass, cluster: Cluster) -> Reason:

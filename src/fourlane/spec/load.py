@@ -18,7 +18,7 @@ from fourlane.spec.writing import render
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["cautions", "load", "load_cluster", "load_deployment", "render"]
+__all__ = ["cautions", "load", "load_cluster", "load_deployment", "parse", "render"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -42,7 +42,23 @@ def load(
     Raises:
         SpecError: with every fault of the file and the overrides.
     """
-    data, source = _read_toml(Path(path)), Path(path).name
+    return parse(_text_of(Path(path)), kind, overrides, source=Path(path).name, rules=rules)
+
+
+def parse(
+    text: str,
+    kind: type[S],
+    overrides: Sequence[str] = (),
+    *,
+    source: str,
+    rules: Callable[[S], Iterable[Fault]] | None = None,
+) -> S:
+    """Read TOML text as a struct of class `kind`; `source` is what messages call it. Otherwise like `load`.
+
+    Raises:
+        SpecError: with every fault of the text and the overrides.
+    """
+    data = _parsed(text, source)
     changed = _apply(data, overrides)
     spec, faults = read_struct(kind, data)
     if rules is not None and spec is not None and not faults:
@@ -95,12 +111,23 @@ def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] 
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    return _parsed(_text_of(path), path.name)
+
+
+def _text_of(path: Path) -> str:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path}: expected a readable TOML file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SpecError(f"{path.name}: not valid TOML: {error}") from error
+
+
+def _parsed(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{source}: not valid TOML: {error}") from error
 
 
 def _apply(data: dict[str, Any], overrides: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import msgspec
 
 from fourlane.units import Quantity
 
-__all__ = ["render"]
+__all__ = ["inline", "render"]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
@@ -46,7 +46,7 @@ def _table(place: str, items: dict[str, object], lines: list[str]) -> None:
     tables = {key: item for key, item in items.items() if isinstance(item, (msgspec.Struct, Mapping))}
     if place:
         lines += ["", f"[{place}]"]
-    lines += [f"{_key(key)} = {_inline(item)}" for key, item in items.items() if key not in tables]
+    lines += [f"{_key(key)} = {inline(item)}" for key, item in items.items() if key not in tables]
     for key, item in tables.items():
         _table(f"{place}.{_key(key)}" if place else _key(key), _items(item), lines)
 
@@ -57,16 +57,17 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Quantity) else value
 
 
-def _inline(value: object) -> str:
+def inline(value: object) -> str:
+    """Return a value as TOML writes it after the equals sign."""
     value = _plain(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_inline, value)) + "]"
+        return "[" + ", ".join(map(inline, value)) + "]"
     if isinstance(value, (msgspec.Struct, Mapping)):
-        return "{" + ", ".join(f"{_key(key)} = {_inline(item)}" for key, item in _items(value).items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {inline(item)}" for key, item in _items(value).items()) + "}"
     return repr(value)
 
 

@@ -1,0 +1,30 @@
+"""`fourlane lanes`: the lane plan, from a cluster to the configuration of every device. A module a subcommand."""
+
+from __future__ import annotations
+
+from fourlane.cli import LazyGroup
+
+__all__ = ["lanes"]
+
+_COMMANDS = {
+    "check": "Prove that a plan makes sense on a cluster.",
+    "init": "Write the default plan of a cluster, every figure with its reason.",
+}
+
+lanes = LazyGroup(
+    name="lanes",
+    summaries=_COMMANDS,
+    package="fourlane.cli.lanes",
+    help="""Plan what each class of traffic gets - queue, buffer, bandwidth, pauses, ECN, routing, network - once.
+
+    \b
+    Examples:
+      fourlane lanes init --cluster h800-ft -o lanes.toml     a plan to start from, with reasons
+      fourlane lanes check lanes.toml --cluster h800-ft       prove it
+
+    --cluster is a file, or a name of the catalog: h800-ft, one-network, lab. Where PLAN is left out, the
+    default plan of the cluster is meant.
+
+    Exit codes: 0 fine, 1 a check did not pass, 2 a file or option is wrong.
+    """,
+)
