@@ -52,10 +52,13 @@ class Work(Protocol):
 class Carrier(Protocol):
     """Brings bytes to all ranks of a group. All ranks begin the same operations in the same order."""
 
-    device: torch.device
-    """Where its tensors lie."""
     marks: list[Mark]
     """The marks of the connections it opened."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where its tensors lie."""
+        ...
 
     def gather(self, mine: Tensor) -> tuple[Tensor, Work]:
         """Begin to give a vector to all ranks; return everybody's, [ranks, length], filled when waited for."""

@@ -78,8 +78,6 @@ class TcpExchange(AllToAllExchange):
 class _TcpCarrier:
     """Connections to all peers as a `Carrier`."""
 
-    device = torch.device("cpu")
-
     def __init__(self, address: GroupAddress, secret: Secret) -> None:
         self._ranks = address.ranks
         self._patience_ms = max(1, round(address.step_s * 1000))
@@ -89,6 +87,11 @@ class _TcpCarrier:
         self._mesh = SocketMesh([-1 if sock is None else sock.fileno() for sock in self._sockets])
         self._held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         """Memory the native loop reads and writes, by operation, until it is through."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return the host."""
+        return torch.device("cpu")
 
     def gather(self, mine: Tensor) -> tuple[Tensor, _Work]:
         """Begin to send a vector to all ranks."""

@@ -70,14 +70,17 @@ class TorchAllToAll(AllToAllExchange):
 class _TorchCarrier:
     """A process group as a `Carrier`."""
 
-    device: torch.device
-
     def __init__(self, address: GroupAddress, device: torch.device) -> None:
-        self.device = device if address.backend == "nccl" else torch.device("cpu")
+        self._device = device if address.backend == "nccl" else torch.device("cpu")
         self._ranks = address.ranks
         before = open_sockets()
         self._group: Backend | None = _join(address)
         self.marks = mark_new_sockets(before, TrafficClass.EXPERT)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the host, or with NCCL the GPU."""
+        return self._device
 
     def gather(self, mine: Tensor) -> tuple[Tensor, _Work]:
         """Begin an all-gather."""
