@@ -115,5 +115,9 @@ def test_the_native_module_is_used_only_where_the_plan_says(path: Path) -> None:
 
 def test_the_native_stub_names_what_the_native_module_has() -> None:
     stub = ast.parse((PACKAGE / "_native.pyi").read_text())
-    described = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    described = {node.name for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert described == {name for name in dir(_native) if not name.startswith("_")}
+    for node in stub.body:
+        if isinstance(node, ast.ClassDef):
+            members = {item.name for item in node.body if isinstance(item, ast.FunctionDef)} - {"__init__"}
+            assert members == {name for name in dir(getattr(_native, node.name)) if not name.startswith("_")}
