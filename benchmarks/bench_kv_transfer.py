@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from fourlane.engine.kv_transfer.contract import KvGeometry
-from fourlane.engine.kv_transfer.sender import Outlet, Sender
+from fourlane.engine.kv_transfer.sender import Sender
 from fourlane.engine.kv_transfer.shared_memory import SharedMemoryOutlet, shared_memory_receiver
 from fourlane.engine.kv_transfer.storage import allocate_kv
 from fourlane.engine.kv_transfer.tcp import TcpOutlet, tcp_receiver
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from fourlane.engine.kv_transfer.contract import Delivery
+    from fourlane.engine.kv_transfer.outlet import Outlet
     from fourlane.engine.kv_transfer.receiver import Receiver
 
 SECRET = Secret(bytes(32))
@@ -63,7 +64,7 @@ def send_sequences(pipe: Connection, endpoint: str, size: int, repeats: int) -> 
     def make_outlet(target: KvAddress) -> Outlet:
         if target.endpoint.startswith("tcp"):
             return TcpOutlet(
-                target, geometry=geometry, address="127.0.0.1", name="sender", secret=SECRET, timeout_s=TIMEOUT_S
+                target, geometry=geometry, addresses=["127.0.0.1"], name="sender", secret=SECRET, timeout_s=TIMEOUT_S
             )
         return SharedMemoryOutlet(target, geometry=geometry, name="sender", secret=SECRET, timeout_s=TIMEOUT_S)
 
@@ -102,7 +103,7 @@ def time_transport(transport: str, size: int, repeats: int) -> tuple[float, floa
     with tempfile.TemporaryDirectory() as folder:
         if transport == "tcp":
             receiver = tcp_receiver(
-                storage, address="127.0.0.1", ports=None, name="receiver", secret=SECRET, timeout_s=TIMEOUT_S
+                storage, addresses=["127.0.0.1"], ports=None, name="receiver", secret=SECRET, timeout_s=TIMEOUT_S
             )
         else:
             receiver = shared_memory_receiver(

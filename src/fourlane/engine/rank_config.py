@@ -72,8 +72,11 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
 
-    kv_transport: Literal["auto", "tcp", "shared_memory"] = "auto"
-    kv_address: str = "127.0.0.1"
+    kv_transport: Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"] = "auto"
+    kv_addresses: tuple[str, ...] = ("127.0.0.1",)
+    kv_streams: int = 1
+    kv_devices: tuple[str, ...] = ()
+    kv_gid_index: int | None = None
     kv_ports: tuple[int, int] | None = None
     kv_timeout_s: float = 30.0
 
@@ -146,7 +149,10 @@ def _rank_config(
         exchange_address=deployment.exchange.address,
         exchange_timeout_s=deployment.exchange.timeout.seconds,
         kv_transport=deployment.kv_transfer.transport,
-        kv_address=deployment.kv_transfer.address,
+        kv_addresses=(deployment.kv_transfer.address, *deployment.kv_transfer.more_addresses),
+        kv_streams=deployment.kv_transfer.streams,
+        kv_devices=deployment.kv_transfer.devices,
+        kv_gid_index=deployment.kv_transfer.gid_index,
         kv_ports=_ports(deployment.kv_transfer.ports),
         kv_timeout_s=deployment.kv_transfer.timeout.seconds,
     )

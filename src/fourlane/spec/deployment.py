@@ -72,12 +72,21 @@ class KvCache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How KV pages go from prefill to decode.
 
-    `address` is the local IP to bind, on the interface KV traffic shall use; `ports` a range
-    "first-last", or None for any free port.
+    `transport` "auto" takes shared memory within a host, and between hosts NIXL or Mooncake where
+    both have it and an RDMA device, else TCP. `address` is the local IP to bind, on the interface KV
+    traffic shall use, `more_addresses` those of further interfaces: TCP stripes its chunks over all
+    of them, `streams` connections each, and goes on without those that fail. `ports` is a range
+    "first-last", or None for any free port. `devices` are the RDMA devices ("mlx5_0:1") or
+    interfaces that NIXL and Mooncake shall use, empty for those behind `address`; `gid_index` is the
+    RoCE GID to use, None for the library's choice.
     """
 
-    transport: Literal["auto", "tcp", "shared_memory"] = "auto"
+    transport: Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"] = "auto"
     address: str = "127.0.0.1"
+    more_addresses: tuple[str, ...] = ()
+    streams: int = 1
+    devices: tuple[str, ...] = ()
+    gid_index: int | None = None
     ports: str | None = None
     timeout: Duration = Duration.parse("30s")
 

@@ -12,14 +12,17 @@ from fourlane.units import Quantity
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fourlane.spec.deployment import Deployment, Gateway, Pool
+    from fourlane.spec.deployment import Deployment, Gateway, KvTransfer, Pool
 
 __all__ = ["cautions", "deployment_faults", "port_range"]
 
 LAST_PORT = 65535
 LARGEST_BLOCK = 256
+MOST_STREAMS = 64
+LARGEST_GID = 255
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _CONTROL = re.compile(r"tcp://(?P<host>[^:/]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]+)")
+_NIC = re.compile(r"[A-Za-z0-9_.@-]{1,64}(:[0-9]{1,3})?")
 _PORTS = re.compile(r"([0-9]+)-([0-9]+)")
 
 
@@ -34,7 +37,7 @@ def deployment_faults(deployment: Deployment) -> Iterator[Fault]:
     size = deployment.kv_cache.block_size
     if not 1 <= size <= LARGEST_BLOCK or size & (size - 1):
         yield Fault("kv_cache.block_size", f"expected a power of two from 1 to {LARGEST_BLOCK}, got {size}")
-    yield from _address("kv_transfer.address", deployment.kv_transfer.address)
+    yield from _kv_transfer(deployment.kv_transfer)
     yield from _address("exchange.address", deployment.exchange.address)
     yield from _at_least("kv_transfer.timeout", deployment.kv_transfer.timeout, 1)
     yield from _at_least("exchange.timeout", deployment.exchange.timeout, 1)
@@ -111,6 +114,28 @@ def _gateway(gateway: Gateway) -> Iterator[Fault]:
     match = _CONTROL.fullmatch(gateway.control) if gateway.control is not None else None
     if gateway.control is not None and (match is None or int(match["port"]) > LAST_PORT):
         yield Fault("control", f'expected an address such as "tcp://10.0.0.1:7600", got "{gateway.control}"')
+
+
+def _kv_transfer(kv_transfer: KvTransfer) -> Iterator[Fault]:
+    yield from _address("kv_transfer.address", kv_transfer.address)
+    for index, address in enumerate(kv_transfer.more_addresses):
+        yield from _address(f"kv_transfer.more_addresses[{index}]", address)
+    addresses = [kv_transfer.address, *kv_transfer.more_addresses]
+    for twice in sorted({address for address in addresses if addresses.count(address) > 1}):
+        yield Fault("kv_transfer.more_addresses", f'expected addresses of different interfaces, got "{twice}" twice')
+    if not 1 <= kv_transfer.streams <= MOST_STREAMS:
+        yield Fault("kv_transfer.streams", f"expected 1 to {MOST_STREAMS} connections, got {kv_transfer.streams}")
+    for index, device in enumerate(kv_transfer.devices):
+        if not _NIC.fullmatch(device):
+            place = f"kv_transfer.devices[{index}]"
+            yield Fault(place, f'expected a device such as "mlx5_0:1" or an interface such as "eth1", got "{device}"')
+    gid_index = kv_transfer.gid_index
+    if gid_index is not None and not 0 <= gid_index <= LARGEST_GID:
+        yield Fault("kv_transfer.gid_index", f"expected 0 to {LARGEST_GID}, got {gid_index}")
+    if kv_transfer.transport in ("tcp", "shared_memory") and (kv_transfer.devices or gid_index is not None):
+        name = "devices" if kv_transfer.devices else "gid_index"
+        message = f'expected none with transport "{kv_transfer.transport}", which knows addresses only; remove the line'
+        yield Fault(f"kv_transfer.{name}", message)
 
 
 def _ports(deployment: Deployment) -> Iterator[Fault]:

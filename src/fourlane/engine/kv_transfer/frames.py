@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CHALLENGE",
     "HEADER_BYTES",
+    "MOST_MEMORY",
     "MOST_TEXT",
     "NONCE_BYTES",
+    "OFFSET",
     "OPENING",
     "VERDICT",
     "VERSION",
@@ -53,9 +55,11 @@ __all__ = [
     "verdict_body_bytes",
 ]
 
-VERSION = 1
+VERSION = 2
 NONCE_BYTES = 16
 MOST_TEXT = 1024
+MOST_MEMORY = 1 << 18
+"""Bytes of a MEMORY frame's payload: a library's description of many NICs is long."""
 _MAGIC = b"FLKV"
 _HEADER = struct.Struct("!4sBBHQIIIQI")
 _CRC = struct.Struct("!I")
@@ -67,6 +71,8 @@ OPENING = struct.Struct(f"!4sHH{NONCE_BYTES}s16s")
 """magic, version, bytes of the body that follows, nonce, MAC."""
 VERDICT = struct.Struct("!4sHH16s")
 """magic, version, bytes of the body that follows, MAC."""
+OFFSET = struct.Struct("!Q")
+"""Payload of OFFERED."""
 
 
 class Kind(IntEnum):
@@ -84,6 +90,10 @@ class Kind(IntEnum):
     """The sender gives up and writes no more; a text follows."""
     STOPPED = 6
     """Answer to NACK: nothing is written to the sequence's pages any more."""
+    MEMORY = 7
+    """How the sender's memory is read; a `library.Exposure` follows. Before any OFFERED."""
+    OFFERED = 8
+    """K and V of some tokens of a layer can be read; where they lie in that memory follows, 64 bits."""
     GRANT = 16
     """The pages, as a payload of 32-bit numbers, may be written to from now on."""
     ACK = 17
@@ -92,13 +102,16 @@ class Kind(IntEnum):
     """The sequence failed or is not wanted; a text follows. Answered by STOPPED."""
     CHECKED = 19
     """A chunk (in the order sent) is in its pages and its checksum agreed."""
+    UNREAD = 20
+    """An offered chunk is not read (any more) and has not landed. Every OFFERED is answered by this or CHECKED."""
 
 
 class Header(NamedTuple):
     """A frame's header.
 
     Units:
-        payload_bytes: bytes that follow on the connection; checksum: CRC-32C of K, then V.
+        payload_bytes: bytes that follow on the connection; checksum: CRC-32C of K, then V; again: 1 for
+        a DATA sent before over a connection that was lost.
     """
 
     kind: int
@@ -108,12 +121,13 @@ class Header(NamedTuple):
     tokens: int = 0
     payload_bytes: int = 0
     checksum: int = 0
+    again: int = 0
 
 
 def pack(header: Header) -> bytes:
     """Return a header as bytes on the wire."""
-    kind, sequence_id, layer, first_token, tokens, payload_bytes, crc = header
-    body = _HEADER.pack(_MAGIC, VERSION, kind, 0, sequence_id, layer, first_token, tokens, payload_bytes, crc)
+    kind, sequence_id, layer, first_token, tokens, payload_bytes, crc, again = header
+    body = _HEADER.pack(_MAGIC, VERSION, kind, again, sequence_id, layer, first_token, tokens, payload_bytes, crc)
     return body + _CRC.pack(crc32c(body, 0))
 
 
@@ -124,12 +138,12 @@ def unpack(frame: bytes | bytearray) -> Header:
         ProtocolError: not a header, damaged, or of another version.
     """
     body = bytes(frame[: _HEADER.size])
-    magic, version, kind, _, sequence_id, layer, first_token, tokens, payload_bytes, crc = _HEADER.unpack(body)
+    magic, version, kind, again, sequence_id, layer, first_token, tokens, payload_bytes, crc = _HEADER.unpack(body)
     _check_version("KV frame", magic, version)
     (found,) = _CRC.unpack(frame[_HEADER.size : HEADER_BYTES])
     if found != crc32c(body, 0):
         raise ProtocolError("KV frame: damaged header (its checksum disagrees)")
-    return Header(kind, sequence_id, layer, first_token, tokens, payload_bytes, crc)
+    return Header(kind, sequence_id, layer, first_token, tokens, payload_bytes, crc, again)
 
 
 def checksum(parts: Iterable[memoryview]) -> int:
@@ -141,7 +155,10 @@ def checksum(parts: Iterable[memoryview]) -> int:
 
 
 class Opening(msgspec.Struct, frozen=True, kw_only=True):
-    """Who wants to send, over what, from what kind of cache."""
+    """Who wants to send, over what, from what kind of cache.
+
+    Connections of one `session` (random; "" for a connection on its own) carry the same sequences.
+    """
 
     name: str
     transport: str
@@ -150,9 +167,10 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int
     head_dim: int
     dtype: str
+    session: str = ""
 
     @classmethod
-    def of(cls, geometry: KvGeometry, *, name: str, transport: str) -> Opening:
+    def of(cls, geometry: KvGeometry, *, name: str, transport: str, session: str = "") -> Opening:
         """Return the opening of a sender with such a cache."""
         return cls(
             name=name,
@@ -162,6 +180,7 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
             kv_heads=geometry.kv_heads,
             head_dim=geometry.head_dim,
             dtype=geometry.dtype,
+            session=session,
         )
 
     def unlike(self, other: Opening) -> str:

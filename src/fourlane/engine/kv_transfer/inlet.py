@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fourlane.engine.kv_transfer import frames
 from fourlane.engine.kv_transfer.frames import HEADER_BYTES, Header, Kind
+from fourlane.engine.kv_transfer.session import Session
 from fourlane.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class Desk(Protocol):
         """
         ...
 
-    def landed(self, inlet: Inlet, reservation: Reservation, header: Header, parts: list[memoryview]) -> None:
-        """Check what has landed."""
+    def landed(self, inlet: Inlet, reservation: Reservation, header: Header, parts: list[memoryview]) -> bool:
+        """Check what has landed; False if it is corrupt."""
         ...
 
-    def signal(self, inlet: Inlet, header: Header, text: str) -> None:
+    def signal(self, inlet: Inlet, header: Header, payload: bytes) -> None:
         """Take a frame without KV.
 
         Raises:
@@ -59,16 +60,16 @@ class Inlet:
     def __init__(self, sock: socket.socket, desk: Desk, *, peer: str, now: float) -> None:
         self.sock = sock
         self.name = peer
-        """What messages call the sender: its address, and its rank once it has said so."""
+        """What messages call the sender at the other end: its address, and its rank once it has said so."""
         self.opened_at = now
         self.ready = False
         """The handshake is through."""
+        self.transport = ""
+        """What the sender speaks, once it has said so."""
         self.watches_room = False
         """The receiver waits for room in the socket."""
-        self.reservations: dict[int, Reservation] = {}
-        """What this sender is filling."""
-        self.refused: dict[int, None] = {}
-        """Sequences that were answered by NACK, so that each is answered once."""
+        self.session = Session(peer)
+        """The sender; one that it shares with other connections once it has said so."""
         self._desk = desk
         challenge, self.nonce = frames.make_challenge()
         self._out = bytearray(challenge)
@@ -100,8 +101,8 @@ class Inlet:
 
     def refuse(self, sequence_id: int, reason: str) -> None:
         """Answer NACK, once a sequence."""
-        if sequence_id not in self.refused:
-            self.refused[sequence_id] = None
+        if sequence_id not in self.session.refused:
+            self.session.refused[sequence_id] = None
             self.reply(Kind.NACK, sequence_id, reason.encode()[: frames.MOST_TEXT])
 
     def write(self) -> None:
@@ -118,6 +119,10 @@ class Inlet:
             del self._out[:sent]
         if self._closing:
             raise ConnectionError("closed after a refusal")
+
+    def landing(self) -> tuple[Reservation, Header] | None:
+        """Return the chunk whose payload is under way into pages, if there is one."""
+        return (self._reservation, self._frame) if self._reservation is not None and self._frame is not None else None
 
     def read(self) -> None:
         """Take what the socket has.
@@ -177,7 +182,7 @@ class Inlet:
             count = self.sock.recvmsg_into(self._targets[self._at : self._at + _MOST_VIEWS])[0]
         else:
             with reservation.writing:
-                if reservation.owner is not self:
+                if reservation.owner is not self.session:
                     self._divert()
                 count = self.sock.recvmsg_into(self._targets[self._at : self._at + _MOST_VIEWS])[0]
         if count == 0:
@@ -221,7 +226,7 @@ class Inlet:
             if reservation is not None:
                 self._desk.landed(self, reservation, frame, payload)
         else:
-            self._desk.signal(self, frame, bytes(payload[0]).decode(errors="replace"))
+            self._desk.signal(self, frame, bytes(payload[0]))
 
     def _begin_frame(self, header: Header) -> None:
         self._expect_header()
@@ -230,7 +235,7 @@ class Inlet:
         elif header.payload_bytes:
             self._take_text(header)
         else:
-            self._desk.signal(self, header, "")
+            self._desk.signal(self, header, b"")
 
     def _admit(self, header: Header) -> None:
         admitted = self._desk.admit(self, header)
@@ -244,8 +249,9 @@ class Inlet:
         self._targets, self._at = [*targets, memoryview(self._header)], 0
 
     def _take_text(self, header: Header) -> None:
-        if header.payload_bytes > frames.MOST_TEXT:
-            raise ProtocolError(f"a text of {header.payload_bytes} bytes; expected at most {frames.MOST_TEXT}")
+        most = frames.MOST_MEMORY if header.kind == Kind.MEMORY else frames.MOST_TEXT
+        if header.payload_bytes > most:
+            raise ProtocolError(f"a text of {header.payload_bytes} bytes; expected at most {most}")
         self._payload = [memoryview(bytearray(header.payload_bytes))]
         self._frame, self._payload_left = header, header.payload_bytes
         self._targets, self._at = [*self._payload, memoryview(self._header)], 0

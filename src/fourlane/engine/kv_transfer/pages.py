@@ -6,7 +6,10 @@ few runs of bytes, cut at pages that do not follow each other.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +36,11 @@ class Pages:
         self.buffer = buffer.cast("B")
         self.v_shift = geometry.blocks * geometry.block_bytes
         """Bytes from the K of a token to its V."""
+
+    @cached_property
+    def address(self) -> int:
+        """Return where the memory begins, for libraries that take addresses."""
+        return np.frombuffer(self.buffer, dtype=np.uint8).ctypes.data
 
 
 class SequencePages:
@@ -70,6 +78,12 @@ class SequencePages:
         runs = self.runs(layer, first_token, tokens)
         buffer, shift = self._pages.buffer, self._pages.v_shift
         return [buffer[start:end] for start, end in runs] + [buffer[start + shift : end + shift] for start, end in runs]
+
+    def spans(self, layer: int, first_token: int, tokens: int) -> list[tuple[int, int]]:
+        """Return (address, bytes) of K, then of V, of consecutive tokens, in the order of the wire."""
+        runs = self.runs(layer, first_token, tokens)
+        address, shift = self._pages.address, self._pages.v_shift
+        return [(address + start + offset, end - start) for offset in (0, shift) for start, end in runs]
 
     def _cut(self, first_token: int, tokens: int) -> list[tuple[int, int]]:
         geometry = self._pages.geometry

@@ -31,7 +31,7 @@ class State(Enum):
     FLOWING = "flowing"
     """A sender has begun."""
     STOPPING = "stopping"
-    """It failed or was forgotten, but its sender may still be writing to the pages."""
+    """It failed or was forgotten, but somebody may still be writing to the pages: its sender, or our reads."""
     ENDED = "ended"
     """Nobody writes to the pages any more."""
 
@@ -66,14 +66,23 @@ class Coverage:
             raise TransferError(f"tokens {first_token} to {first_token + tokens} of layer {layer} came twice")
         self._claimed_L[layer] |= mask
 
-    def land(self, layer: int, tokens: int) -> None:
+    def unclaim(self, layer: int, first_token: int, tokens: int) -> None:
+        """Give back a claim whose bytes will not come: their connection is gone."""
+        self._claimed_L[layer] &= ~(((1 << tokens) - 1) << first_token)
+
+    def land(self, layer: int, first_token: int, tokens: int) -> None:
         """Count claimed tokens whose bytes are in the pages and agree with their checksum."""
-        self._landed_L[layer] += tokens
+        self._landed_L[layer] |= ((1 << tokens) - 1) << first_token
+
+    def has(self, layer: int, first_token: int, tokens: int) -> bool:
+        """Tell whether tokens of a layer have all landed."""
+        mask = ((1 << tokens) - 1) << first_token
+        return 0 <= layer < self.layers and self._landed_L[layer] & mask == mask
 
     @property
     def complete_layers(self) -> int:
         """Return how many layers have landed whole."""
-        return sum(landed == self.tokens for landed in self._landed_L)
+        return sum(landed.bit_count() == self.tokens for landed in self._landed_L)
 
     @property
     def complete(self) -> bool:
@@ -82,15 +91,16 @@ class Coverage:
 
     def __str__(self) -> str:
         """Describe the progress, as in "12 of 16 layers"."""
-        partly = sum(0 < landed < self.tokens for landed in self._landed_L)
+        partly = sum(0 < landed.bit_count() < self.tokens for landed in self._landed_L)
         return f"{self.complete_layers} of {self.layers} layers" + (f" and parts of {partly}" if partly else "")
 
 
 class Reservation:
     """One sequence's pages while its KV is expected.
 
-    `state`, `owner`, `failure` and `on_released` change only while `writing` is held.
-    `active_at`: when something of it came last, or when it was made.
+    `state`, `owner`, `failure`, `reads` and `on_released` change only while `writing` is held.
+    `active_at`: when something of it came last, or when it was made. `reads`: reads into the pages
+    that a library of ours has under way. `finish`: a FINISH that waits for them.
     """
 
     def __init__(
@@ -115,6 +125,8 @@ class Reservation:
         self.state = State.WAITING
         self.owner: Hashable | None = None
         self.failure: str | None = None
+        self.reads = 0
+        self.finish: Header | None = None
         self.on_released: list[Callable[[], None]] = []
 
     def bind(self, owner: Hashable) -> None:

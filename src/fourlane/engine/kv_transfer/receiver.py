@@ -1,4 +1,4 @@
-"""The receiving side of both built-in transports: one thread, all connections.
+"""The receiving side of every transport: one thread, all connections.
 
 The thread sleeps in epoll. It wakes for bytes, for a call from another thread, and for the next
 moment at which something could have taken too long; without reservations there is no such moment.
@@ -16,15 +16,18 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from fourlane.engine.kv_transfer import frames
 from fourlane.engine.kv_transfer.frames import Header, Kind, Opening, Verdict
 from fourlane.engine.kv_transfer.inlet import Inlet
 from fourlane.engine.kv_transfer.reassembly import Coverage, Reservation, State, check_fit
+from fourlane.engine.kv_transfer.session import Session
 from fourlane.errors import FourlaneError, ProtocolError, TransferError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fourlane.engine.kv_transfer.storage import KvStorage
     from fourlane.engine.seal import Secret
@@ -39,10 +42,10 @@ _JOIN_TIMEOUT_S = 10.0
 
 
 class Receiver:
-    """Base of both transports' receivers: a `KvReceiver` behind a listening socket. See `contract` for its methods.
+    """Base of all receivers: a `KvReceiver` behind listening sockets. See `contract` for its methods.
 
     Args:
-        listener: bound and listening; closed by `close`.
+        listeners: bound and listening; closed by `close`.
         endpoint: where senders connect.
         storage: the cache whose pages are filled.
         name: this rank, for messages.
@@ -57,7 +60,7 @@ class Receiver:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         endpoint: str,
         storage: KvStorage,
         *,
@@ -66,7 +69,8 @@ class Receiver:
         timeout_s: float,
     ) -> None:
         self.endpoint = endpoint
-        self._listener = listener
+        self.accepts = {self.transport}
+        self._listeners = {listener.fileno(): listener for listener in listeners}
         self._storage = storage
         self._mine = Opening.of(storage.geometry, name=name, transport=self.transport)
         self._secret = secret
@@ -80,10 +84,15 @@ class Receiver:
         self._check_at = float("inf")
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
-        listener.setblocking(False)  # noqa: FBT003 - the standard library's
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._sessions: dict[str, Session] = {}
+        for listener in listeners:
+            listener.setblocking(False)  # noqa: FBT003 - the standard library's
+            self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name=f"kv-receiver {name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, once."""
         self._thread.start()
 
     # called by any thread
@@ -128,6 +137,24 @@ class Receiver:
     def prepare(self, sock: socket.socket) -> None:
         """Set up an accepted socket."""
 
+    # what a transport may add; on the thread
+
+    def work(self) -> float | None:
+        """Get on with what a library does here; return how soon to be called again, None if it need not be."""
+        return None
+
+    def take(self, inlet: Inlet, header: Header, payload: bytes) -> bool:  # noqa: ARG002
+        """Take a frame of the transport's own; False if there are none of that kind."""
+        return False
+
+    def left(self, inlet: Inlet) -> None:
+        """Take note that a connection is closed."""
+
+    def stop_work(self) -> None:
+        """End what `work` gets on with; no byte is written to any page any more."""
+
+    # called by any thread
+
     def close(self) -> None:
         """Stop the thread, close all sockets; what is still expected fails. Waits for a few seconds at most."""
         if self._closing:
@@ -155,7 +182,7 @@ class Receiver:
             before, owner = reservation.state, reservation.owner
             if before is State.ENDED:
                 return None
-            must_wait = self.shares and owner is not None
+            must_wait = reservation.reads > 0 or (self.shares and owner is not None)
             reservation.state = State.STOPPING if must_wait else State.ENDED
             if must_wait:
                 reservation.failure = reason
@@ -164,14 +191,15 @@ class Receiver:
                 reservation.owner = None
         if not must_wait:
             self._reservations.pop(reservation.sequence_id, None)
-        if isinstance(owner, Inlet) and before is not State.STOPPING:
+        if isinstance(owner, Session) and before is not State.STOPPING:
             self._call(lambda: self._tell(owner, reservation.sequence_id, reason))
         return State.STOPPING if must_wait else State.ENDED
 
-    def _tell(self, inlet: Inlet, sequence_id: int, reason: str) -> None:
+    def _tell(self, session: Session, sequence_id: int, reason: str) -> None:
         if not self.shares:
-            inlet.reservations.pop(sequence_id, None)
-        if inlet.sock.fileno() >= 0:
+            session.reservations.pop(sequence_id, None)
+        if session.inlets:
+            inlet = session.inlets[0]
             self._guarded(inlet, lambda: inlet.refuse(sequence_id, reason))
 
     def _fail(self, reservation: Reservation, reason: str) -> None:
@@ -183,6 +211,9 @@ class Receiver:
         """Note that the sender does not write any more, for whatever reason."""
         with reservation.writing:
             if reservation.state is State.ENDED:
+                return
+            if reservation.reads:
+                reservation.state, reservation.failure = State.STOPPING, reservation.failure or reason
                 return
             reservation.state, reservation.owner = State.ENDED, None
             failure = reservation.failure or reason
@@ -203,11 +234,15 @@ class Receiver:
             self._shut()
 
     def _turn(self) -> None:
-        for descriptor, events in self._epoll.poll(self._patience()):
+        nap_s = self.work()
+        found = self._epoll.poll(self._patience() if nap_s is None else 0)
+        if nap_s and not found and not self._calls:
+            time.sleep(nap_s)
+        for descriptor, events in found:
             if descriptor == self._wake:
                 os.eventfd_read(self._wake)
-            elif descriptor == self._listener.fileno():
-                self._accept()
+            elif descriptor in self._listeners:
+                self._accept(self._listeners[descriptor])
             elif descriptor in self._inlets:
                 self._serve(self._inlets[descriptor], events)
         while self._calls:
@@ -220,9 +255,9 @@ class Receiver:
             return None
         return max(0.0, self._check_at - time.monotonic()) + 0.001
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            sock, address = self._listener.accept()
+            sock, address = listener.accept()
         except OSError:
             return
         strangers = sum(not inlet.ready for inlet in self._inlets.values())
@@ -262,7 +297,8 @@ class Receiver:
             _log.warning("%s: closed the KV connection of %s: %s", self._mine.name, inlet.name, error)
             with suppress(OSError):
                 inlet.write()
-            self._hang_up(inlet, f"{inlet.name} broke the protocol: {error}")
+            for other in [*inlet.session.inlets, inlet]:
+                self._hang_up(other, f"{inlet.name} broke the protocol: {error}")
 
     def _hang_up(self, inlet: Inlet, reason: str) -> None:
         descriptor = inlet.sock.fileno()
@@ -270,9 +306,20 @@ class Receiver:
             return
         self._epoll.unregister(descriptor)
         inlet.sock.close()
-        for reservation in list(inlet.reservations.values()):
+        self.left(inlet)
+        session, unfinished = inlet.session, inlet.landing()
+        if inlet in session.inlets:
+            session.inlets.remove(inlet)
+        if unfinished is not None:
+            reservation, header = unfinished
+            reservation.coverage.unclaim(header.layer, header.first_token, header.tokens)
+        if session.inlets:
+            _log.info("%s: %s; %d connections of it are left", self._mine.name, reason, len(session.inlets))
+            return
+        self._sessions = {key: kept for key, kept in self._sessions.items() if kept is not session}
+        for reservation in list(session.reservations.values()):
             self._released(reservation, f"{reason} ({reservation.coverage})")
-        inlet.reservations.clear()
+        session.reservations.clear()
 
     def _check_by(self, reservation: Reservation) -> None:
         self._check_at = min(self._check_at, reservation.active_at + self._allowance(reservation))
@@ -301,17 +348,19 @@ class Receiver:
     def _overdue(self, reservation: Reservation) -> str:
         waited = f"{self._allowance(reservation):g} s"
         owner = reservation.owner
-        if isinstance(owner, Inlet):
+        if isinstance(owner, Session):
             return f"nothing came from {owner.name} for {waited} ({reservation.coverage})"
         return f"no sender began within {waited}"
 
     def _shut(self) -> None:
         for inlet in list(self._inlets.values()):
             self._hang_up(inlet, f"{self._mine.name} closed its KV receiver")
+        self.stop_work()
         for reservation in list(self._reservations.values()):
             self._released(reservation, f"{self._mine.name} closed its KV receiver")
         self._epoll.close()
-        self._listener.close()
+        for listener in self._listeners.values():
+            listener.close()
         with self._gate:
             self._shut_down = True
             os.close(self._wake)
@@ -325,14 +374,26 @@ class Receiver:
         try:
             found, nonce = frames.read_opening(self._secret, opening, inlet.nonce)
             inlet.name = f"{found.name} ({inlet.name})"
-            if unlike := self._mine.unlike(found):
-                refusal = f"{self._mine.name} and {found.name} have unlike KV caches: {unlike}"
+            refusal = self._join(inlet, found)
         except ProtocolError as error:
             refusal = str(error)
         verdict = Verdict(accepted=not refusal, reason=refusal, blocks=self._storage.geometry.blocks)
         memfd = self._storage.memfd
         descriptors = [memfd] if self.shares and memfd is not None and not refusal else []
         return frames.make_verdict(self._secret, verdict, nonce), descriptors, refusal
+
+    def _join(self, inlet: Inlet, found: Opening) -> str:
+        """Note who has connected, over what; return why it may not."""
+        inlet.transport = found.transport
+        mine = msgspec.structs.replace(self._mine, transport=found.transport)
+        if unlike := (mine if found.transport in self.accepts else self._mine).unlike(found):
+            return f"{self._mine.name} and {found.name} have unlike KV caches: {unlike}"
+        session = (
+            self._sessions.setdefault(found.session, Session(inlet.name)) if found.session else Session(inlet.name)
+        )
+        session.inlets.append(inlet)
+        inlet.session = session
+        return ""
 
     def admit(self, inlet: Inlet, header: Header) -> tuple[Reservation, list[memoryview]] | None:
         """Judge a DATA header: where its payload goes, None to drain it.
@@ -342,12 +403,30 @@ class Receiver:
         """
         geometry = self._storage.geometry
         size = header.tokens * geometry.token_bytes * 2
-        if self.shares or not 0 < header.payload_bytes == size <= geometry.total_bytes // geometry.layers:
+        carried = inlet.transport == self.transport and not self.shares
+        if not carried or not 0 < header.payload_bytes == size <= geometry.total_bytes // geometry.layers:
             raise self._broken(inlet, header, f"payload of {header.payload_bytes} bytes for {header.tokens} tokens")
+        if header.again and self._has_again(inlet, header):
+            inlet.reply(Kind.CHECKED, header.sequence_id)
+            return None
         return self._claim(inlet, header)
 
-    def landed(self, inlet: Inlet, reservation: Reservation, header: Header, parts: list[memoryview]) -> None:
-        """Check what has landed."""
+    def _has_again(self, inlet: Inlet, header: Header) -> bool:
+        """Tell whether a chunk that is sent again is there already; if it is under way elsewhere, end that."""
+        reservation = inlet.session.reservations.get(header.sequence_id)
+        if reservation is None:
+            return False
+        place = (header.layer, header.first_token, header.tokens)
+        if reservation.coverage.has(*place):
+            return True
+        for other in list(inlet.session.inlets):
+            begun = other.landing()
+            if begun is not None and begun[0] is reservation and begun[1][2:5] == place:
+                self._hang_up(other, f"{other.name} gave up this connection")
+        return False
+
+    def landed(self, inlet: Inlet, reservation: Reservation, header: Header, parts: list[memoryview]) -> bool:
+        """Check what has landed; False if it is corrupt."""
         found = frames.checksum(parts)
         if found != header.checksum:
             where = f"tokens {header.first_token} to {header.first_token + header.tokens} of layer {header.layer}"
@@ -355,12 +434,13 @@ class Receiver:
                 inlet, reservation, f"{where} from {inlet.name} arrived corrupt: expected CRC-32C "
                 f"{header.checksum:08x}, got {found:08x}"
             )  # fmt: skip
-            return
-        reservation.coverage.land(header.layer, header.tokens)
+            return False
+        reservation.coverage.land(header.layer, header.first_token, header.tokens)
         reservation.active_at = time.monotonic()
         inlet.reply(Kind.CHECKED, header.sequence_id)
+        return True
 
-    def signal(self, inlet: Inlet, header: Header, text: str) -> None:
+    def signal(self, inlet: Inlet, header: Header, payload: bytes) -> None:
         """Take a frame without KV.
 
         Raises:
@@ -375,13 +455,13 @@ class Receiver:
         elif header.kind == Kind.FINISH:
             self._finish(inlet, header)
         elif header.kind in (Kind.ABORT, Kind.STOPPED):
-            self._sender_stopped(inlet, header, text)
-        else:
+            self._sender_stopped(inlet, header, payload.decode(errors="replace"))
+        elif not self.take(inlet, header, payload):
             raise ProtocolError(f"unexpected frame of kind {header.kind}")
 
     def _sender_stopped(self, inlet: Inlet, header: Header, text: str) -> None:
-        inlet.refused.pop(header.sequence_id, None)
-        reservation = inlet.reservations.pop(header.sequence_id, None)
+        inlet.session.refused.pop(header.sequence_id, None)
+        reservation = inlet.session.reservations.pop(header.sequence_id, None)
         if reservation is None and header.kind == Kind.ABORT:
             reservation = self._reservations.get(header.sequence_id)
             if reservation is not None and reservation.owner is not None:
@@ -397,11 +477,12 @@ class Receiver:
             return None
         try:
             with reservation.writing:
-                reservation.bind(inlet)
+                reservation.bind(inlet.session)
         except TransferError as error:
             inlet.refuse(header.sequence_id, f"sequence {header.sequence_id}: {error}")
             return None
-        inlet.reservations[header.sequence_id] = reservation
+        inlet.session.reservations[header.sequence_id] = reservation
+        inlet.session.acknowledged.pop(header.sequence_id, None)
         return reservation
 
     def _open(self, inlet: Inlet, header: Header) -> None:
@@ -436,8 +517,14 @@ class Receiver:
         self._fail(reservation, reason)
 
     def _finish(self, inlet: Inlet, header: Header) -> None:
+        if header.sequence_id in inlet.session.acknowledged and header.sequence_id not in self._reservations:
+            inlet.reply(Kind.ACK, header.sequence_id)
+            return
         reservation = self._bound(inlet, header)
         if reservation is None:
+            return
+        if reservation.reads:
+            reservation.finish = header
             return
         coverage = reservation.coverage
         if header.tokens != coverage.tokens or not coverage.complete:
@@ -452,6 +539,7 @@ class Receiver:
             self._storage.settle(reservation.landing, reservation.blocks)
             reservation.state, reservation.owner = State.ENDED, None
         self._reservations.pop(header.sequence_id, None)
-        inlet.reservations.pop(header.sequence_id, None)
+        inlet.session.reservations.pop(header.sequence_id, None)
+        inlet.session.remember(header.sequence_id)
         inlet.reply(Kind.ACK, header.sequence_id)
         reservation.on_complete(header.first_token)

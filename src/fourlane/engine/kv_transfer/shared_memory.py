@@ -26,6 +26,7 @@ import numpy as np
 from fourlane.engine.kv_transfer import frames
 from fourlane.engine.kv_transfer.frames import Header, Kind, Opening
 from fourlane.engine.kv_transfer.handshake import shake_hands
+from fourlane.engine.kv_transfer.outlet import DirectOutlet
 from fourlane.engine.kv_transfer.pages import Pages, SequencePages
 from fourlane.engine.kv_transfer.receiver import Receiver
 from fourlane.engine.kv_transfer.staging import Staging
@@ -72,7 +73,9 @@ def shared_memory_receiver(
     except OSError as error:
         listener.close()
         raise TransferError(f"{name}: cannot listen at {path}: {error}") from error
-    return SharedMemoryReceiver(listener, f"shm://{path}", storage, name=name, secret=secret, timeout_s=timeout_s)
+    receiver = SharedMemoryReceiver([listener], f"shm://{path}", storage, name=name, secret=secret, timeout_s=timeout_s)
+    receiver.start()
+    return receiver
 
 
 class SharedMemoryReceiver(Receiver):
@@ -88,8 +91,8 @@ class SharedMemoryReceiver(Receiver):
             Path(self.endpoint.removeprefix("shm://")).unlink()
 
 
-class SharedMemoryOutlet:
-    """A sender's map of a receiver's cache. See `sender.Outlet`."""
+class SharedMemoryOutlet(DirectOutlet):
+    """A sender's map of a receiver's cache. See `outlet.Outlet`."""
 
     needs_grant = True
 
@@ -107,12 +110,11 @@ class SharedMemoryOutlet:
         self._cache = np.empty(0, dtype=np.uint8)
         self._v_shift = 0
 
-    def connect(self) -> socket.socket:
+    def connect(self, path: int) -> socket.socket:  # noqa: ARG002 - there is one
         """Connect, shake hands, map the receiver's cache and return the socket."""
-        path = self._target.endpoint.removeprefix("shm://")
         try:
             self._sock.settimeout(self._timeout_s)
-            self._sock.connect(path)
+            self._sock.connect(self._target.endpoint.removeprefix("shm://"))
             verdict, memfd = shake_hands(self._sock, self._secret, self._opening, timeout_s=self._timeout_s)
             self._map(memfd, verdict.blocks)
             with self._gate:

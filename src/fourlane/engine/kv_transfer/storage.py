@@ -31,18 +31,37 @@ class KvStorage:
 
     `tensor` [layers, 2 (K, V), blocks, block_size, kv_heads, head_dim]; `buffer` is the same
     memory as bytes (None on a device); `memfd` a descriptor of it that other processes can map
-    (None unless shared). The memory is anonymous: nothing of it outlives the processes.
+    (None unless shared). The memory is anonymous: nothing of it outlives the processes. `arena`,
+    for a device: host memory of the cache's shape, in which KV lands that a library reads (it must
+    know the memory beforehand).
     """
 
     geometry: KvGeometry
     tensor: torch.Tensor
     buffer: memoryview | None
     memfd: int | None
+    arena: torch.Tensor | None = None
+
+    def with_arena(self) -> KvStorage:
+        """Return the same cache with memory in which a library can let KV land; on CPU it needs none."""
+        if self.buffer is not None:
+            return self
+        return replace(self, arena=torch.zeros(self.tensor.shape, dtype=self.tensor.dtype))
+
+    @property
+    def landing_buffer(self) -> memoryview:
+        """Return the memory in which a library lets KV land."""
+        if self.buffer is not None:
+            return self.buffer
+        assert self.arena is not None, "a device's cache needs an arena"
+        return _bytes_of(self.arena)
 
     def landing(self, blocks: Sequence[int]) -> Landing:
         """Return where a receiver can put the KV of pages: themselves, or memory staged for a device."""
         if self.buffer is not None:
             return Landing(SequencePages(Pages(self.buffer, self.geometry), blocks), None)
+        if self.arena is not None:
+            return Landing(SequencePages(Pages(_bytes_of(self.arena), self.geometry), blocks), self.arena)
         staged = replace(self.geometry, blocks=len(blocks))
         host = torch.empty(_shape(staged), dtype=self.tensor.dtype, pin_memory=self.tensor.is_cuda)
         return Landing(SequencePages(Pages(_bytes_of(host), staged), range(len(blocks))), host)
@@ -51,14 +70,15 @@ class KvStorage:
         """Bring what has landed to the pages, and wait for it; does nothing where it landed there."""
         if landing.host is None:
             return
+        host = landing.host if landing.host is not self.arena else landing.host[:, :, list(blocks)]
         index = torch.tensor(list(blocks), device=self.tensor.device)
         if not self.tensor.is_cuda:
-            self.tensor.index_copy_(2, index, landing.host)
+            self.tensor.index_copy_(2, index, host)
             return
         stream = torch.cuda.Stream(self.tensor.device)
         stream.wait_stream(torch.cuda.current_stream(self.tensor.device))
         with torch.cuda.stream(stream):
-            self.tensor.index_copy_(2, index, landing.host.to(self.tensor.device, non_blocking=True))
+            self.tensor.index_copy_(2, index, host.to(self.tensor.device, non_blocking=True))
         stream.synchronize()
 
     def close(self) -> None:
@@ -69,7 +89,7 @@ class KvStorage:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where a sequence's KV is received: its pages, or host memory of the same shape."""
+    """Where a sequence's KV is received: its pages, or host memory of the same shape (or the arena)."""
 
     pages: SequencePages
     host: torch.Tensor | None

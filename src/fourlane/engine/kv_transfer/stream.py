@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvGeometry
     from fourlane.engine.kv_transfer.pages import SequencePages
     from fourlane.engine.kv_transfer.sender import Link
+    from fourlane.engine.kv_transfer.wire import Wire
 
-__all__ = ["Chunk", "Item", "Stream"]
+__all__ = ["PIECE_BYTES", "Chunk", "Item", "Stream"]
 
 # K and V that fit into a core's cache: what was summed is still there when it is sent, on the other
 # side what was received when it is summed; and streams take turns.
-_PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 
 
 class Chunk(NamedTuple):
@@ -41,12 +42,17 @@ class Chunk(NamedTuple):
 
 
 class Item(NamedTuple):
-    """Something to send: a chunk, or a header with a text."""
+    """Something to send: a chunk, or a header with a text.
+
+    `again`: a chunk that was on its way over a connection that was lost; `counted`: its bytes have been counted.
+    """
 
     stream: Stream | None
     header: Header | None
     text: bytes = b""
     chunk: Chunk | None = None
+    again: bool = False
+    counted: bool = False
 
 
 class Stream:
@@ -64,7 +70,7 @@ class Stream:
         self.sequence_id = sequence_id
         self._link = link
         self._geometry = geometry
-        self._piece = max(1, _PIECE_BYTES // (2 * geometry.token_bytes))
+        self._piece = max(1, PIECE_BYTES // (2 * geometry.token_bytes))
         self._on_delivered = on_delivered
         self._on_failed = on_failed
         self._gate = threading.Lock()
@@ -75,6 +81,10 @@ class Stream:
         self.parked: list[Item] = []
         self.waits_since = time.monotonic()
         self.waits_for: str | None = None
+        self.held: Item | None = None
+        """FINISH, while chunks on other connections could still arrive after it."""
+        self.finished_over: tuple[Wire, Item] | None = None
+        """Which connection FINISH has left through."""
         self.sent_bytes = 0
         self.transfer_s = 0.0
         self.hidden_s = 0.0

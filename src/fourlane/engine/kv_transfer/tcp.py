@@ -1,20 +1,24 @@
 """KV over TCP connections of their own: bound to the KV address, marked as KV traffic.
 
 The payload leaves from the model's tensors and arrives in the reserved pages; on neither side is
-there a copy in between.
+there a copy in between. With several addresses or streams chunks are striped over the connections.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
+import secrets
 import socket
+import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fourlane.engine.kv_transfer import frames
 from fourlane.engine.kv_transfer.frames import Header, Kind, Opening
 from fourlane.engine.kv_transfer.handshake import shake_hands
+from fourlane.engine.kv_transfer.outlet import DirectOutlet
 from fourlane.engine.kv_transfer.receiver import Receiver
 from fourlane.engine.kv_transfer.staging import Staging
 from fourlane.errors import ProtocolError, SpecError, TransferError
@@ -22,6 +26,8 @@ from fourlane.lanes.marking import mark_socket
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fourlane.engine.kv_transfer.contract import KvGeometry
     from fourlane.engine.kv_transfer.pages import SequencePages
     from fourlane.engine.kv_transfer.storage import KvStorage
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
 
-__all__ = ["TcpOutlet", "TcpReceiver", "tcp_receiver"]
+__all__ = ["TcpOutlet", "TcpReceiver", "endpoint_of", "listen_at", "places_of", "prepare_socket", "tcp_receiver"]
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 128
@@ -44,17 +50,23 @@ class TcpReceiver(Receiver):
 
     def prepare(self, sock: socket.socket) -> None:
         """Mark an accepted socket."""
-        _prepare(sock)
+        prepare_socket(sock)
 
 
 def tcp_receiver(
-    storage: KvStorage, *, address: str, ports: tuple[int, int] | None, name: str, secret: Secret, timeout_s: float
+    storage: KvStorage,
+    *,
+    addresses: Sequence[str],
+    ports: tuple[int, int] | None,
+    name: str,
+    secret: Secret,
+    timeout_s: float,
 ) -> TcpReceiver:
-    """Start a receiver that listens on a local IP address.
+    """Start a receiver that listens on local IP addresses.
 
     Args:
         storage: the cache whose pages are filled.
-        address: of the interface that KV shall use.
+        addresses: of the interfaces that KV shall use.
         ports: first and last port to try; None: any free one.
         name, secret, timeout_s: see `Receiver`.
 
@@ -62,49 +74,79 @@ def tcp_receiver(
         SpecError: no such address here, or it is none that senders could connect to.
         TransferError: every port of the range is taken.
     """
-    listener = _listen(address, ports)
-    host, port = listener.getsockname()[:2]
-    endpoint = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-    return TcpReceiver(listener, endpoint, storage, name=name, secret=secret, timeout_s=timeout_s)
+    listeners = listen_at(addresses, ports)
+    endpoint = f"tcp://{endpoint_of(listeners)}"
+    receiver = TcpReceiver(listeners, endpoint, storage, name=name, secret=secret, timeout_s=timeout_s)
+    receiver.start()
+    return receiver
 
 
-class TcpOutlet:
-    """A sender's TCP connection. See `sender.Outlet`."""
+class TcpOutlet(DirectOutlet):
+    """A sender's TCP connections. See `outlet.Outlet`.
+
+    Args:
+        target: where to.
+        geometry: the shape of the sender's cache.
+        addresses: of the interfaces that KV shall use here; the first goes with the receiver's first, and so on.
+        streams: connections between each pair of addresses.
+        name, secret: who we are.
+        timeout_s: for connecting, ten seconds at most.
+    """
 
     needs_grant = False
+    transport = "tcp"
 
     def __init__(
         self,
         target: KvAddress,
         *,
         geometry: KvGeometry,
-        address: str,
+        addresses: Sequence[str],
         name: str,
         secret: Secret,
         timeout_s: float,
+        streams: int = 1,
     ) -> None:
         self._target = target
-        self._opening = Opening.of(geometry, name=name, transport="tcp")
-        self._address = address
+        self._theirs = places_of(target.endpoint)
+        self._addresses = addresses
+        self.paths = max(len(addresses), len(self._theirs)) * streams
+        session = secrets.token_hex(8) if self.paths > 1 else ""
+        self._opening = Opening.of(geometry, name=name, transport=self.transport, session=session)
         self._secret = secret
         self._timeout_s = min(timeout_s, _CONNECT_TIMEOUT_S)
         self._staging = Staging()
-        self._sock = socket.socket(_family(address), socket.SOCK_STREAM)
+        self._gate = threading.Lock()
+        self._closed = False
+        self._socks: list[socket.socket] = []
 
-    def connect(self) -> socket.socket:
-        """Connect from the KV address, shake hands and return the socket."""
-        url = urlsplit(self._target.endpoint)
+    def connect(self, path: int) -> socket.socket:
+        """Connect from a KV address, shake hands and return the socket."""
+        mine, theirs = self._addresses[path % len(self._addresses)], self._theirs[path % len(self._theirs)]
+        sock = socket.socket(_family(mine), socket.SOCK_STREAM)
         try:
-            _prepare(self._sock)
-            self._sock.bind((self._address, 0))
-            self._sock.settimeout(self._timeout_s)
-            self._sock.connect((url.hostname, url.port))
-            shake_hands(self._sock, self._secret, self._opening, timeout_s=self._timeout_s)
-        except OSError as error:
-            raise TransferError(
-                f"no connection from {self._address} to {self._target.endpoint}: {error or type(error).__name__}"
-            ) from error
-        return self._sock
+            self._keep(sock)
+            prepare_socket(sock)
+            sock.bind((mine, 0))
+            sock.settimeout(self._timeout_s)
+            sock.connect(theirs)
+            shake_hands(sock, self._secret, self._opening, timeout_s=self._timeout_s)
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                raise TransferError(
+                    f"no connection from {mine} to {self._target.endpoint}: {error or type(error).__name__}"
+                ) from error
+            raise
+        return sock
+
+    def _keep(self, sock: socket.socket) -> None:
+        """Remember a socket, so that it can be interrupted."""
+        with self._gate:
+            self._socks = [kept for kept in self._socks if kept.fileno() >= 0]
+            if self._closed:
+                raise TransferError("the sender was closed")
+            self._socks.append(sock)
 
     def grant(self, blocks: list[int]) -> SequencePages:
         """Refuse: over TCP the receiver puts what comes into its pages itself."""
@@ -125,23 +167,48 @@ class TcpOutlet:
         return [memoryview(frames.pack(header)), *parts]
 
     def interrupt(self) -> None:
-        """Make a `connect` under way in another thread fail."""
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            _log.debug("nothing to interrupt at %s", self._target.endpoint)
+        """Make every `connect` under way fail."""
+        with self._gate:
+            self._closed = True
+            for sock in self._socks:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._sock.close()
+        """Close the connections."""
+        with self._gate:
+            self._closed = True
+            for sock in self._socks:
+                sock.close()
 
 
-def _prepare(sock: socket.socket) -> None:
+def prepare_socket(sock: socket.socket) -> None:
     """Mark a socket as KV traffic, and let small frames leave at once."""
     mark = mark_socket(sock, TrafficClass.KV)
     if not mark.complete:
         _log.warning("KV socket not marked as asked: %s", mark)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def endpoint_of(listeners: Sequence[socket.socket]) -> str:
+    """Return where sockets listen, as "ip:port,ip:port"."""
+    names = [listener.getsockname()[:2] for listener in listeners]
+    return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names)
+
+
+def places_of(endpoint: str) -> list[tuple[str, int]]:
+    """Return the addresses and ports in an endpoint.
+
+    Raises:
+        TransferError: it is none.
+    """
+    found = []
+    for place in endpoint.partition("://")[2].split(","):
+        url = urlsplit(f"tcp://{place}")
+        if url.hostname is None or url.port is None:
+            raise TransferError(f"KV endpoint {endpoint!r}: expected scheme://ip:port")
+        found.append((url.hostname, url.port))
+    return found
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -154,6 +221,23 @@ def _family(address: str) -> socket.AddressFamily:
             f'kv_transfer.address: "{address}" names no interface; give the IP address of the one KV shall use'
         )
     return socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
+
+
+def listen_at(addresses: Sequence[str], ports: tuple[int, int] | None) -> list[socket.socket]:
+    """Listen on each address, on the first port of the range that is free there.
+
+    Raises:
+        SpecError: an address is none of this host.
+        TransferError: every port of the range is taken.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        listeners += [_listen(address, ports) for address in addresses]
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def _listen(address: str, ports: tuple[int, int] | None) -> socket.socket:

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kv_lanes import GEOMETRY, PATIENCE_S, Lane, start_lane
+from kv_lanes import GEOMETRY, PATIENCE_S, TRANSPORTS, Lane, missing, start_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvGeometry
 
 
-@pytest.fixture(params=["tcp", "shared_memory"])
+@pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
+    why_not = missing(request.param)
+    if why_not:
+        pytest.skip(why_not)
     return request.param
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from contextlib import suppress
@@ -13,22 +14,33 @@ from typing import TYPE_CHECKING
 import torch
 
 from fourlane.engine.kv_transfer.contract import KvGeometry
-from fourlane.engine.kv_transfer.sender import Outlet, Sender
+from fourlane.engine.kv_transfer.library import LibraryStart
+from fourlane.engine.kv_transfer.library_env import KvNetwork, apply, mooncake_env, nixl_env
+from fourlane.engine.kv_transfer.mooncake import MooncakeLibrary, find_mooncake, start_engine
+from fourlane.engine.kv_transfer.nixl import NixlLibrary, find_nixl
+from fourlane.engine.kv_transfer.offers import OfferOutlet
+from fourlane.engine.kv_transfer.reader import library_receiver
+from fourlane.engine.kv_transfer.sender import Sender
 from fourlane.engine.kv_transfer.shared_memory import SharedMemoryOutlet, shared_memory_receiver
 from fourlane.engine.kv_transfer.storage import KvStorage, allocate_kv
-from fourlane.engine.kv_transfer.tcp import TcpOutlet, tcp_receiver
+from fourlane.engine.kv_transfer.tcp import TcpOutlet, listen_at, tcp_receiver
 from fourlane.engine.messages import KvAddress
 from fourlane.engine.seal import Secret
+from fourlane.errors import FourlaneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fourlane.engine.kv_transfer.library import Library
+    from fourlane.engine.kv_transfer.outlet import Outlet
     from fourlane.engine.kv_transfer.receiver import Receiver
     from fourlane.engine.kv_transfer.stream import Stream
 
 SECRET = Secret(bytes(range(32)))
 GEOMETRY = KvGeometry(layers=3, blocks=12, block_size=4, kv_heads=2, head_dim=8)
 PATIENCE_S = 10.0
+TRANSPORTS = ["tcp", "tcp striped", "shared_memory", "nixl", "mooncake"]
+ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 
 
 class Ending:
@@ -78,13 +90,7 @@ class Lane:
         shape = geometry if geometry is not None else replace(self.storage.geometry, blocks=5)
 
         def make_outlet(target: KvAddress) -> Outlet:
-            if self.transport == "tcp":
-                return wrap(
-                    TcpOutlet(
-                        target, geometry=shape, address="127.0.0.1", name=name, secret=secret, timeout_s=self.timeout_s
-                    )
-                )
-            return wrap(SharedMemoryOutlet(target, geometry=shape, name=name, secret=secret, timeout_s=self.timeout_s))
+            return wrap(outlet_for(self.transport, target, shape, name=name, secret=secret, timeout_s=self.timeout_s))
 
         self.senders.append(Sender(shape, make_outlet=make_outlet, timeout_s=self.timeout_s))
         return self.senders[-1]
@@ -116,13 +122,87 @@ def start_lane(
 ) -> Lane:
     """Start a receiver over a transport."""
     storage = allocate_kv(geometry, "cpu", shared=transport == "shared_memory")
-    if transport == "tcp":
-        receiver = tcp_receiver(
-            storage, address="127.0.0.1", ports=None, name="decode-0", secret=SECRET, timeout_s=timeout_s
-        )
+    settings = {"name": "decode-0", "secret": SECRET, "timeout_s": timeout_s}
+    receiver: Receiver
+    if transport == "shared_memory":
+        receiver = shared_memory_receiver(storage, run_dir=run_dir, **settings)
+    elif transport.startswith("tcp"):
+        addresses = ADDRESSES if transport == "tcp striped" else ADDRESSES[:1]
+        receiver = tcp_receiver(storage, addresses=addresses, ports=None, **settings)
     else:
-        receiver = shared_memory_receiver(storage, run_dir=run_dir, name="decode-0", secret=SECRET, timeout_s=timeout_s)
+        library = start_library(transport, "decode-0")
+        receiver = library_receiver(storage, library, listeners=listen_at(ADDRESSES[:1], None), **settings)
     return Lane(transport, storage, receiver, timeout_s=timeout_s)
+
+
+def outlet_for(
+    transport: str, target: KvAddress, geometry: KvGeometry, *, name: str, secret: Secret, timeout_s: float
+) -> Outlet:
+    """Return a sender's outlet over a transport."""
+    if transport == "shared_memory":
+        return SharedMemoryOutlet(target, geometry=geometry, name=name, secret=secret, timeout_s=timeout_s)
+    if transport.startswith("tcp"):
+        striped = transport == "tcp striped"
+        return TcpOutlet(
+            target,
+            geometry=geometry,
+            addresses=ADDRESSES if striped else ADDRESSES[:1],
+            streams=2 if striped else 1,
+            name=name,
+            secret=secret,
+            timeout_s=timeout_s,
+        )
+    return OfferOutlet(
+        target,
+        geometry=geometry,
+        address="127.0.0.1",
+        name=name,
+        secret=secret,
+        timeout_s=timeout_s,
+        library=LibraryStart(transport, lambda: start_library(transport, name)),
+    )
+
+
+def missing(transport: str) -> str:
+    """Return why a transport cannot be tried here; "" if it can."""
+    return {"nixl": _nixl_missing, "mooncake": _mooncake_missing}.get(transport, str)()
+
+
+def start_library(transport: str, name: str) -> Library:
+    """Start a library over loopback."""
+    if transport == "nixl":
+        return NixlLibrary(name)
+    return MooncakeLibrary(name, _mooncake_engine(name.partition("-")[0]), address="127.0.0.1", rdma=False)
+
+
+@functools.cache
+def _nixl_missing() -> str:
+    if find_nixl() is None:
+        return 'NIXL is not installed (pip install "fourlane[nixl]")'
+    apply(nixl_env(KvNetwork.of("127.0.0.1", timeout_s=PATIENCE_S)), name="tests", loaded=False)
+    try:
+        NixlLibrary("probe").close()
+    except FourlaneError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _mooncake_missing() -> str:
+    if find_mooncake() is None:
+        return 'Mooncake is not installed (pip install "fourlane[mooncake]")'
+    apply(mooncake_env(KvNetwork.of("127.0.0.1", timeout_s=PATIENCE_S)), name="tests", loaded=False)
+    try:
+        _mooncake_engine("decode")
+    except FourlaneError as error:
+        return str(error)
+    return ""
+
+
+@functools.cache
+def _mooncake_engine(side: str) -> object:
+    """Return one engine a side for all tests of this process: ending one takes a second."""
+    return start_engine(side, address="127.0.0.1")
 
 
 def make_kv(tokens: int, geometry: KvGeometry = GEOMETRY, *, seed: int = 0) -> torch.Tensor:

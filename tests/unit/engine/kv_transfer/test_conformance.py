@@ -26,14 +26,16 @@ from kv_lanes import (
 )
 
 from fourlane.engine.kv_transfer.contract import Delivery, KvGeometry
+from fourlane.engine.kv_transfer.frames import OFFSET
+from fourlane.engine.kv_transfer.offers import OfferOutlet
 from fourlane.engine.seal import Secret
 from fourlane.errors import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fourlane.engine.kv_transfer.outlet import Outlet
     from fourlane.engine.kv_transfer.pages import SequencePages
-    from fourlane.engine.kv_transfer.sender import Outlet
     from fourlane.engine.kv_transfer.stream import Chunk
 
 
@@ -43,14 +45,27 @@ class Slowed:
     def __init__(self, outlet: Outlet) -> None:
         self.outlet = outlet
         self.needs_grant = outlet.needs_grant
+        self.paths = outlet.paths
         self.go = threading.Event()
         self.go.set()
         self.put_layers: list[int] = []
         self.spoil = False
         self.held = threading.Event()
 
-    def connect(self) -> object:
-        return self.outlet.connect()
+    def connect(self, path: int) -> object:
+        return self.outlet.connect(path)
+
+    def has_room(self) -> bool:
+        return self.outlet.has_room()
+
+    def answered(self, sequence_id: int) -> None:
+        self.outlet.answered(sequence_id)
+
+    def nap_s(self) -> float | None:
+        return self.outlet.nap_s()
+
+    def advance(self) -> None:
+        self.outlet.advance()
 
     def grant(self, blocks: list[int]) -> SequencePages:
         return self.outlet.grant(blocks)
@@ -69,6 +84,8 @@ class Slowed:
         if self.needs_grant:
             start, _ = pages.runs(chunk.layer, chunk.first_token, 1)[0]
             self.outlet._cache[start] ^= 1
+        elif isinstance(self.outlet, OfferOutlet):
+            self.outlet._ring.bytes[OFFSET.unpack(views[1])[0]] ^= 1
         else:
             spoiled = bytearray(views[2])
             spoiled[-1] ^= 128
@@ -216,9 +233,10 @@ def test_corrupt_bytes_fail_both_sides_and_name_the_place(lane: Lane, outlets: l
     arrived = lane.expect(1, [0, 1], 8)
     stream, sent = lane.open(lane.sender(wrap=wrapping(outlets, spoil=True)), 1)
     send_all(stream, make_kv(8))
-    assert "of layer 0 from prefill-0" in arrived.failure()
+    layer = r"\d" if lane.transport == "tcp striped" else "0"  # its connections race
+    assert re.search(f"of layer {layer} from prefill-0", arrived.failure())
     assert "arrived corrupt: expected CRC-32C" in arrived.failure()
-    assert "decode-0 refused: tokens 0 to 8 of layer 0" in sent.failure()
+    assert re.search(f"decode-0 refused: tokens 0 to 8 of layer {layer}", sent.failure())
 
 
 def test_tokens_that_come_twice_fail_the_sequence(lane: Lane) -> None:
@@ -314,8 +332,8 @@ def test_after_a_release_in_the_middle_of_a_transfer_the_pages_stay_untouched(
     stream.send(1, 0, kv[1, 0], kv[1, 1])
     assert outlets[0].held.wait(10)
     lane.receiver.forget(1, released)
-    if lane.transport == "tcp":
-        assert released.came
+    if lane.transport != "shared_memory":
+        released.wait()
         lane.storage.tensor.fill_(-1.0)
         outlets[0].go.set()
     else:
@@ -372,7 +390,8 @@ def test_a_sender_that_closes_fails_what_it_was_sending_on_both_sides(lane: Lane
     eventually(lambda: sender.bytes_sent() > 0)
     sender.close()
     assert "the sender was closed" in sent.failure()
-    assert "lost the connection to prefill-0" in arrived.failure()
+    # A library may find out before our own connection does.
+    assert re.search("lost the connection to prefill-0|be read from prefill-0", arrived.failure())
     assert "of 3 layers" in arrived.failure()
     with pytest.raises(TransferError, match="closed"):
         lane.open(sender, 2)

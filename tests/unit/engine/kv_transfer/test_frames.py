@@ -26,6 +26,7 @@ HEADERS = st.builds(
     tokens=U32,
     payload_bytes=U64,
     checksum=U32,
+    again=st.integers(0, 1),
 )
 OPENING = Opening.of(
     KvGeometry(layers=2, blocks=3, block_size=4, kv_heads=1, head_dim=8), name="prefill-0", transport="tcp"
@@ -91,10 +92,10 @@ def test_a_verdict_counts_only_from_who_has_the_secret() -> None:
 def test_something_else_that_answers_is_told_apart_from_another_version() -> None:
     with pytest.raises(ProtocolError, match="something else speaks here"):
         frames.read_challenge(b"HTTP/1.1 400 Bad Reque")
-    with pytest.raises(ProtocolError, match="expected version 1, got 2"):
-        frames.read_challenge(frames.CHALLENGE.pack(b"FLKV", 2, bytes(16)))
+    with pytest.raises(ProtocolError, match="expected version 2, got 3"):
+        frames.read_challenge(frames.CHALLENGE.pack(b"FLKV", 3, bytes(16)))
 
 
 def test_a_long_opening_is_refused_before_it_is_read() -> None:
     with pytest.raises(ProtocolError, match="expected at most 1024 bytes, got 65535"):
-        frames.opening_body_bytes(frames.OPENING.pack(b"FLKV", 1, 65535, bytes(16), bytes(16)))
+        frames.opening_body_bytes(frames.OPENING.pack(b"FLKV", frames.VERSION, 65535, bytes(16), bytes(16)))

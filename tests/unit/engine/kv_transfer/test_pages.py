@@ -119,6 +119,6 @@ def test_coverage_is_complete_exactly_when_every_token_of_every_layer_has_landed
                 coverage.claim(layer, first, count)
         else:
             coverage.claim(layer, first, count)
-            coverage.land(layer, count)
+            coverage.land(layer, first, count)
             todo -= wanted
         assert coverage.complete == (not todo)

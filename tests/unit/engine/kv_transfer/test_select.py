@@ -113,7 +113,7 @@ def test_receivers_take_the_ports_of_their_range_in_turn_until_none_is_left() ->
 
     def start() -> None:
         receivers.append(
-            tcp_receiver(storage, address="127.0.0.1", ports=ports, name="decode-0", secret=SECRET, timeout_s=5)
+            tcp_receiver(storage, addresses=["127.0.0.1"], ports=ports, name="decode-0", secret=SECRET, timeout_s=5)
         )
 
     try:
@@ -131,13 +131,13 @@ def test_receivers_take_the_ports_of_their_range_in_turn_until_none_is_left() ->
 def test_an_address_that_names_no_interface_is_refused(address: str) -> None:
     storage = allocate_kv(GEOMETRY, "cpu", shared=False)
     with pytest.raises(SpecError, match=r"kv_transfer\.address"):
-        tcp_receiver(storage, address=address, ports=None, name="decode-0", secret=SECRET, timeout_s=5)
+        tcp_receiver(storage, addresses=[address], ports=None, name="decode-0", secret=SECRET, timeout_s=5)
 
 
 def test_kv_travels_over_ipv6() -> None:
     storage = allocate_kv(GEOMETRY, "cpu", shared=False)
     try:
-        receiver = tcp_receiver(storage, address="::1", ports=None, name="decode-0", secret=SECRET, timeout_s=5)
+        receiver = tcp_receiver(storage, addresses=["::1"], ports=None, name="decode-0", secret=SECRET, timeout_s=5)
     except TransferError:
         pytest.skip("this machine has no IPv6 loopback")
     assert receiver.endpoint.startswith("tcp://[::1]:")
