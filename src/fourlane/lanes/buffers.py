@@ -34,7 +34,8 @@ class BudgetRow:
 class Budget:
     """What becomes of a switch's buffer.
 
-    `headroom_pool` is what headroom takes: the rows' sum, or less of it where it is shared.
+    `headroom_pool` is what headroom takes: the rows' sum, or less of it where it is shared. Then `xoff_pool`
+    of it is one pool for what arrives after pauses on any port, and the rest is each port's own.
     `unknown`: lossless ports of which no headroom figure is published, by rate; they count as nothing.
 
     Units:
@@ -47,6 +48,7 @@ class Budget:
     reserved: tuple[BudgetRow, ...]
     shared: int
     unknown: tuple[str, ...]
+    xoff_pool: int = 0
 
     @property
     def reserved_total(self) -> int:
@@ -69,6 +71,7 @@ def switch_budget(plan: LanePlan, switch: Switch) -> Budget:
     lossless = plan.lossless_on(switch.network)
     headroom: dict[tuple[str, Size], int] = {}
     unknown: set[str] = set()
+    xoffs: list[int] = []
     for port in switch.ports if lossless else ():
         room = headroom_of(plan, switch, port)
         if room is None:
@@ -77,6 +80,7 @@ def switch_budget(plan: LanePlan, switch: Switch) -> Budget:
         for kind in lossless:
             key = (f"{kind.value}: headroom, {port.rate} over {port.cable}", room.size)
             headroom[key] = headroom.get(key, 0) + 1
+            xoffs.append(room.xoff)
     rows = tuple(BudgetRow(purpose, count, each) for (purpose, each), count in headroom.items())
     reserved = tuple(
         BudgetRow(f"{kind.value}: reserved", len(switch.ports), lane.reserved)
@@ -84,10 +88,12 @@ def switch_budget(plan: LanePlan, switch: Switch) -> Budget:
         if lane.reserved
     )
     pool = sum(row.total for row in rows)
-    if plan.pfc.shared_headroom:
-        pool = -(-pool // plan.pfc.oversubscription)
+    xoff_pool = 0
+    if plan.pfc.shared_headroom and xoffs:
+        xoff_pool = max(*xoffs, -(-sum(xoffs) // plan.pfc.oversubscription))
+        pool -= sum(xoffs) - xoff_pool
     shared = switch.model.buffer - pool - sum(row.total for row in reserved)
-    return Budget(switch.model.buffer, rows, pool, reserved, shared, tuple(sorted(unknown)))
+    return Budget(switch.model.buffer, rows, pool, reserved, shared, tuple(sorted(unknown)), xoff_pool)
 
 
 def queue_limit(lane: Lane, shared: int, *, congested: int = 1) -> Size:

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from fourlane.errors import SpecError
-from fourlane.lanes.buffers import queue_limit, switch_budget
+from fourlane.lanes.buffers import headroom_of, queue_limit, switch_budget
 from fourlane.lanes.default_plan import default_plan, spelled_ranges
 from fourlane.lanes.plan import DSCPS, dscp_range, load_plan
 from fourlane.lanes.ports import switches
@@ -72,7 +72,7 @@ def test_the_default_plan_fits_every_switch(plan: LanePlan, cluster: Cluster) ->
         assert budget.shared + budget.headroom_pool + budget.reserved_total == budget.buffer
 
 
-def test_a_second_lossless_class_doubles_the_headroom_and_shared_headroom_halves_it() -> None:
+def test_a_second_lossless_class_doubles_the_headroom_and_sharing_halves_what_pauses_need() -> None:
     cluster = load_cluster("h800-ft")
     plan, leaf = default_plan(cluster), switches(cluster)[0]
     one = switch_budget(plan, leaf).headroom_pool
@@ -80,7 +80,12 @@ def test_a_second_lossless_class_doubles_the_headroom_and_shared_headroom_halves
     two = replace(plan, classes={**plan.classes, TrafficClass.COLLECTIVE: collective})
     assert switch_budget(two, leaf).headroom_pool == 2 * one
     pooled = replace(two, pfc=replace(two.pfc, shared_headroom=True))
-    assert switch_budget(pooled, leaf).headroom_pool == one
+    xoff_of_one = sum(room.xoff for port in leaf.ports if (room := headroom_of(plan, leaf, port)))
+    assert switch_budget(pooled, leaf).xoff_pool == xoff_of_one
+    assert switch_budget(pooled, leaf).headroom_pool == xoff_of_one + 2 * (one - xoff_of_one)
+    scarce = replace(two, pfc=replace(two.pfc, shared_headroom=True, oversubscription=1000))
+    largest = max(room.xoff for port in leaf.ports if (room := headroom_of(plan, leaf, port)))
+    assert switch_budget(scarce, leaf).xoff_pool == largest
 
 
 def test_no_class_is_lossless_where_the_switch_cannot_pause() -> None:

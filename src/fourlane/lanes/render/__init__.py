@@ -30,6 +30,7 @@ class Target:
 TARGETS: Mapping[str, Target] = {
     "json": Target("the plan as JSON, with its schema", "fourlane.lanes.render.export"),
     "nic": Target("a shell script a network that checks and sets its NICs", "fourlane.lanes.render.nic"),
+    "sonic": Target("config_db.json tables for SONiC switches", "fourlane.lanes.render.sonic"),
 }
 
 
