@@ -12,12 +12,13 @@ from fourlane.cli import main
 from fourlane.lanes.check import CHECKS
 from fourlane.lanes.default_plan import default_plan
 from fourlane.lanes.plan import load_plan
+from fourlane.lanes.render import TARGETS
 from fourlane.spec.load import load_cluster
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SUBCOMMANDS = ("check", "init")
+SUBCOMMANDS = ("check", "diff", "explain", "init", "render", "show")
 
 
 def lanes(*arguments: str | Path) -> Result:
@@ -92,6 +93,98 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_budget() -> None:
     assert out.exit_code == 1
     assert "error: buffer: hpn-leaf (sn5600)" in out.stdout
     assert "of 158.2 MB" in out.stdout
+
+
+def test_show_lists_every_class_and_budgets_every_switch(plan_file: Path) -> None:
+    out = lanes("show", plan_file)
+    assert out.exit_code == 0
+    for said in ("Network hpn", "\nexpert ", "184 (0xB8)", "first, up to 5 %", "Buffer of dcn-spine", "left to share"):
+        assert said in out.output
+    assert "expert: headroom, 400Gbps over 5m      64  254,976 B   16.32 MB" in out.output
+
+
+def test_show_tells_the_same_in_json_and_draws_it(plan_file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "lanes.html"
+    data = json.loads(lanes("show", plan_file, "--json", "--plot", picture).output)
+    assert [row["name"] for row in data["networks"]["dcn"]] == ["kv", "control", "bulk", "default"]
+    leaf = data["switches"][0]
+    assert leaf["headroom"] + leaf["reserved"] + leaf["shared"] == leaf["buffer"] == 158_220_288
+    assert "<svg" in picture.read_text()
+
+
+def test_explain_gives_every_figure_a_reason_and_a_source(plan_file: Path) -> None:
+    out = lanes("explain", "kv", plan_file, "--set", "classes.kv.weight=80")
+    assert (out.exit_code, out.output.count("Source: ") >= 14) == (0, True)
+    assert "\nweight = 80\n    yours; default 90, because most of its own network" in out.output
+    fields = [line["field"] for line in json.loads(lanes("explain", "pfc", "--json").output)]
+    assert fields == ["watchdog", "poll", "detection", "restoration", "action", "shared_headroom", "oversubscription"]
+
+
+def test_explain_refuses_a_class_there_is_not() -> None:
+    out = lanes("explain", "experts")
+    assert (out.exit_code, out.stdout, out.stderr.count("\n")) == (2, "", 1)
+    assert (
+        'CLASS: expected one of expert, collective, kv, control, bulk, default, pfc, trimming, got "experts"'
+        in out.stderr
+    )
+
+
+def test_diff_exits_with_1_where_plans_differ(plan_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(plan_file.read_text().replace("weight = 70", "weight = 65"))
+    assert lanes("diff", plan_file, plan_file).exit_code == 0
+    assert lanes("diff", plan_file).output == f"{plan_file} and default of h800-ft say the same\n"
+    out = lanes("diff", plan_file, other)
+    assert (out.exit_code, out.output.splitlines()[1].split()) == (1, ["classes.expert.weight", "70", "65"])
+    out = lanes("diff", plan_file, other, "--json")
+    assert json.loads(out.output) == [{"place": "classes.expert.weight", "a": "70", "b": "65"}]
+
+
+def test_render_writes_every_target_and_lists_what_it_wrote(plan_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rendered"
+    out = lanes("render", plan_file, "--cluster", "h800-ft", "--target", "all", "-o", folder)
+    written = sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    assert out.exit_code == 0
+    assert out.stdout.splitlines() == [f"wrote {path}" for path in written]
+    assert f"{folder}/json/plan.json" in written
+    again = lanes("render", plan_file, "--cluster", "h800-ft", "--target", "json", "-o", folder)
+    assert (again.exit_code, len(again.stdout.splitlines())) == (0, 2)
+
+
+def test_render_refuses_a_plan_with_errors_and_writes_nothing(plan_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rendered"
+    out = lanes(
+        "render", plan_file, "--cluster", "h800-ft", "--target", "json", "-o", folder, "--set", "classes.kv.dscp=46"
+    )
+    assert (out.exit_code, out.stdout, folder.exists()) == (1, "", False)
+    assert "error: dscp-once: classes.kv: DSCP 46 is claimed by expert already" in out.stderr
+    assert out.stderr.endswith("error: nothing was written; mend the errors above\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "ios"], "--target: expected all or some of"),
+        (["--target", "json", "--set", "classes.expert.queue=99"], "expected a whole number from 0 to 15, got 99"),
+        (["--target", "json", "--set", "classes.kv.queue=5"], "queue 5 is that of expert already"),
+        (["--target", "json", "--set", "classes.expert.dscp=64"], "from 0 to 63, got 64"),
+        (["--target", "json", "--set", "classes.cache.dscp=1"], 'classes.cache: expected "expert" or'),
+        (["--target", "json", "--set", "classes.kv.ecn.kmin=400"], "classes.kv.ecn.kmin: expected a size such as"),
+    ],
+)
+def test_render_refuses_bad_input_in_one_sentence_and_writes_nothing(
+    arguments: list[str], said: str, plan_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rendered"
+    out = lanes("render", plan_file, "--cluster", "h800-ft", "-o", folder, *arguments)
+    assert (out.exit_code, out.stdout, folder.exists(), out.stderr.count("\n")) == (2, "", False, 1)
+    assert said in out.stderr
+
+
+def test_render_lists_its_targets() -> None:
+    out = lanes("render", "--targets")
+    assert out.exit_code == 0
+    assert [line.split()[0] for line in out.output.splitlines()] == list(TARGETS)
 
 
 @pytest.mark.parametrize(

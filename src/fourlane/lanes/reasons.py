@@ -34,7 +34,7 @@ def reasons(cluster: Cluster, kind: TrafficClass) -> dict[str, Reason]:
         "dscp": Reason(_WHY_DSCP[kind], f"RFC 2474, RFC 4594; {_CONNECTX}"),
         "accept": Reason(
             "every other code point, so that nothing arrives unmapped" if lane.accept else "no other code points",
-            "a switch puts an unmapped DSCP into traffic class 0 unseen (SONiC DSCP_TO_TC_MAP)",
+            "SONiC DSCP_TO_TC_MAP: what it does not name goes to traffic class 0 unseen",
         ),
         "priority": Reason("DSCP / 8, so that the plan holds on a NIC nobody has configured yet", _CONNECTX),
         "queue": Reason("the priority's number, so that counters read alike everywhere", "convention of this plan"),
@@ -51,9 +51,7 @@ def reasons(cluster: Cluster, kind: TrafficClass) -> dict[str, Reason]:
         "ecn": _ecn_reason(kind, lane),
         "routing": _routing_reason(kind, lane),
         "network": _network_reason(kind, cluster),
-        "carriers": Reason(
-            "the libraries that carry it here; they decide environment files and warnings", "yours to edit"
-        ),
+        "carriers": Reason("the libraries that carry it here; they decide environment files and warnings", "judgement"),
     }
     if lane.weight is not None:
         found["weight"] = _WHY_WEIGHT[kind]
@@ -96,8 +94,9 @@ _WHY_DSCP = {
     TrafficClass.DEFAULT: "what unmarked traffic carries",
 }
 _SHARES = Reason(
-    "deficit round robin: a guaranteed share, and all of the link when the others are silent",
-    "strict priority for expert traffic would starve acknowledgements and KV",
+    "deficit round robin: a guaranteed share, and all of the link when the others are silent; strict priority for "
+    "so much traffic would starve acknowledgements and KV",
+    "IEEE 802.1Q, enhanced transmission selection",
 )
 _WHY_SCHEDULER = {
     TrafficClass.CONTROL: Reason(

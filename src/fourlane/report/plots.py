@@ -1,7 +1,12 @@
-"""Plots of a load run, drawn into files. The only module that imports matplotlib, and only when it draws."""
+"""Plots of a load run, drawn into files; and what all plots share: style, figures, writing them.
+
+matplotlib is imported only when something is drawn.
+"""
 
 from __future__ import annotations
 
+import html
+import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["RequestTimes", "plot_load"]
+__all__ = ["RequestTimes", "figure_of", "plot_load", "save_figure"]
 
 BLUE, ORANGE, GREEN, GREY = "#1f6feb", "#d9730d", "#1a7f5a", "#57606a"
 _STYLE = {
@@ -30,12 +35,14 @@ _STYLE = {
     "axes.edgecolor": "#8c959f",
     "axes.labelcolor": GREY,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#d8dee4",
     "grid.linewidth": 0.6,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "lines.linewidth": 1.6,
     "savefig.dpi": 144,
+    "svg.hashsalt": "fourlane",
     "figure.facecolor": "white",
 }
 _MARKS = ((0.50, "p50", GREEN), (0.99, "p99", ORANGE))
@@ -57,12 +64,12 @@ def plot_load(path: Path, requests: Sequence[RequestTimes], *, title: str) -> No
     """Draw TTFT and TPOT distributions, output tokens a second and requests under way over time.
 
     Args:
-        path: where to; the suffix says the format (.png, .svg, .pdf).
+        path: where to; the suffix says the format (.png, .svg, .pdf, .html).
 
     Raises:
         SpecError: the file cannot be written or its suffix is no picture format.
     """
-    with _figure(title) as figure:
+    with figure_of(title) as figure:
         grid = figure.add_gridspec(3, 2, height_ratios=[2.2, 1.3, 1.0])
         answered = [request for request in requests if request.event_s]
         ttft_ms = [(request.event_s[0] - request.due_s) * 1e3 for request in answered]
@@ -78,21 +85,49 @@ def plot_load(path: Path, requests: Sequence[RequestTimes], *, title: str) -> No
         below = figure.add_subplot(grid[2, :], sharex=above)
         _draw_under_way(below, requests)
         above.tick_params(labelbottom=False)
-        try:
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix says the format: .html (one page, nothing to fetch), or what matplotlib knows.
+
+    Raises:
+        SpecError: the file cannot be written or its suffix is no picture format.
+    """
+    try:
+        if path.suffix == ".html":
+            path.write_text(_page(figure), encoding="utf-8")
+        else:
             figure.savefig(path)
-        except (OSError, ValueError) as error:
-            raise SpecError(f"{path}: the plot cannot be written: {error}") from error
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: the plot cannot be written: {error}") from error
+
+
+def _page(figure: Figure) -> str:
+    """Return a figure as a page of its own."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    svg = drawn.getvalue()
+    title = html.escape(figure.get_suptitle())
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
+        f'<body style="margin:1rem">{svg[svg.index("<svg") :]}</body></html>\n'
+    )
 
 
 @contextmanager
-def _figure(title: str) -> Iterator[Figure]:
-    """Make a figure in the project's style, without a display or pyplot's global state."""
+def figure_of(title: str, *, height: float = 6.6) -> Iterator[Figure]:
+    """Make a figure in the project's style, without a display or pyplot's global state.
+
+    Units:
+        height: inches; all figures are 9 inches wide.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 6.6), layout="constrained")
+        figure = Figure(figsize=(9.0, height), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=GREY)
         yield figure

@@ -88,7 +88,7 @@ SINS = [
         ['hpn.leaf.switch="linux"', 'hpn.rate="1Gbps"', 'hpn.leaf.up_rate="10Gbps"'],
         "hpn-leaf (linux) cannot pause",
     ),
-    ("watchdog", "error", "h800-ft", ["pfc.watchdog=false"], [], "off, but expert pause"),
+    ("watchdog", "error", "h800-ft", ["pfc.watchdog=false"], [], "off, but expert may pause"),
     ("watchdog-timers", "error", "h800-ft", ['pfc.poll="50ms"'], [], "50ms, but switches take 100ms to 1s"),
     ("watchdog-timers", "error", "h800-ft", ['pfc.detection="6s"'], [], "6s, but switches take 100ms to 5s"),
     ("watchdog-timers", "error", "h800-ft", ['pfc.poll="300ms"'], [], "200ms is shorter than pfc.poll = 300ms"),

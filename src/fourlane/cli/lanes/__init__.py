@@ -8,7 +8,11 @@ __all__ = ["lanes"]
 
 _COMMANDS = {
     "check": "Prove that a plan makes sense on a cluster.",
+    "diff": "Compare two plans, field by field.",
+    "explain": "Say why each figure of a class is what it is, and where that was read.",
     "init": "Write the default plan of a cluster, every figure with its reason.",
+    "render": "Write a plan in the words of switches, NICs, libraries and hosts.",
+    "show": "Show what each class gets, and what becomes of each switch's buffer.",
 }
 
 lanes = LazyGroup(
@@ -21,6 +25,9 @@ lanes = LazyGroup(
     Examples:
       fourlane lanes init --cluster h800-ft -o lanes.toml     a plan to start from, with reasons
       fourlane lanes check lanes.toml --cluster h800-ft       prove it
+      fourlane lanes show lanes.toml --cluster h800-ft        see it: classes, buffers, queues
+      fourlane lanes explain expert                           why each figure is what it is
+      fourlane lanes render lanes.toml --cluster h800-ft --target all -o rendered
 
     --cluster is a file, or a name of the catalog: h800-ft, one-network, lab. Where PLAN is left out, the
     default plan of the cluster is meant.

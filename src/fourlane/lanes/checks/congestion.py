@@ -95,7 +95,7 @@ def _untold(switch: str, system: str) -> tuple[str, str]:
     if system == "sonic":
         return (
             f"{switch} runs SONiC, of which no release can be told adaptive routing; its configuration stays ECMP",
-            "the sonic target writes it to a file of its own, for builds that have the ARS tables",
+            f"the sonic target writes {switch}.adaptive-routing.not-upstream.json, for builds that have the ARS tables",
         )
     return f"{switch} runs {system}, which cannot be told adaptive routing here", "configure it by hand"
 

@@ -53,7 +53,7 @@ def a_watchdog_guards_pauses(case: Case) -> Iterator[Found]:
     """Where a class is lossless, the PFC watchdog is on."""
     kinds = [kind.value for kind, lane in case.plan.classes.items() if lane.lossless]
     if kinds and not case.plan.pfc.watchdog:
-        found = f"off, but {', '.join(kinds)} pause: one NIC that pauses forever stops the whole fabric"
+        found = f"off, but {', '.join(kinds)} may pause: one NIC that pauses forever stops the whole fabric"
         yield Found("error", "pfc.watchdog", found, "set pfc.watchdog = true")
 
 

@@ -38,8 +38,9 @@ def render(plan: LanePlan, cluster: Cluster, target: str) -> dict[str, str]:
     """Render a plan for one target.
 
     Returns:
-        Text by relative path, in order of paths; empty where the cluster has nothing of the kind.
+        Text by relative path, all below a folder of the target's name, in order of paths; empty where the
+        cluster has nothing of the kind.
     """
     function = getattr(importlib.import_module(TARGETS[target].module), f"render_{target}")
     files: dict[str, str] = function(plan, cluster)
-    return dict(sorted(files.items()))
+    return {f"{target}/{path.removeprefix(f'{target}/')}": text for path, text in sorted(files.items())}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from lane_cases import sound_cases
 
 from fourlane.lanes.default_plan import default_plan
@@ -23,7 +23,7 @@ SCHEMA = json.loads(plan_schema())
 
 
 def exported(plan: LanePlan) -> dict[str, Any]:
-    return json.loads(render(plan, load_cluster("h800-ft"), "json")["plan.json"])
+    return json.loads(render(plan, load_cluster("h800-ft"), "json")["json/plan.json"])
 
 
 def test_the_published_schema_is_the_present_one() -> None:
@@ -37,6 +37,7 @@ def test_the_schema_is_one_itself() -> None:
 
 
 @given(case=sound_cases())
+@settings(max_examples=40)
 def test_every_exported_plan_keeps_to_the_schema_and_reads_back(case: tuple[object, LanePlan]) -> None:
     _, plan = case
     data = exported(plan)
