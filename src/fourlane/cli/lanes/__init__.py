@@ -11,6 +11,7 @@ _COMMANDS = {
     "diff": "Compare two plans, field by field.",
     "explain": "Say why each figure of a class is what it is, and where that was read.",
     "init": "Write the default plan of a cluster, every figure with its reason.",
+    "lint-env": "Say what an environment of NCCL, DeepEP, UCX and others really does, and where it errs.",
     "render": "Write a plan in the words of switches, NICs, libraries and hosts.",
     "show": "Show what each class gets, and what becomes of each switch's buffer.",
 }
@@ -28,6 +29,7 @@ lanes = LazyGroup(
       fourlane lanes show lanes.toml --cluster h800-ft        see it: classes, buffers, queues
       fourlane lanes explain expert                           why each figure is what it is
       fourlane lanes render lanes.toml --cluster h800-ft --target all -o rendered
+      fourlane lanes lint-env job.env --cluster h800-ft       what an environment really does
 
     --cluster is a file, or a name of the catalog: h800-ft, one-network, lab. Where PLAN is left out, the
     default plan of the cluster is meant.

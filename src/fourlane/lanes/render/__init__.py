@@ -29,6 +29,7 @@ class Target:
 
 TARGETS: Mapping[str, Target] = {
     "json": Target("the plan as JSON, with its schema", "fourlane.lanes.render.export"),
+    "env": Target("environment files for each role and library, and all of them as JSON", "fourlane.lanes.render.env"),
     "nic": Target("a shell script a network that checks and sets its NICs", "fourlane.lanes.render.nic"),
     "sonic": Target("config_db.json tables for SONiC switches", "fourlane.lanes.render.sonic"),
 }

@@ -1,0 +1,13 @@
+# mooncake for prefill ranks of h800-ft, as the lane plan h800-ft says.
+# Written by fourlane lanes render --target env: change the plan, not this file. Source it before start.
+# Mooncake takes its devices from its caller, not from the environment; give it mlx5_8,mlx5_9 (SGLang:
+# --disaggregation-ib-device; vLLM: the connector's device_name).
+
+# kv (ToS byte): DSCP 18 x 4, with ECT(0): switches may mark it.
+export MC_IB_TC=74
+
+# kv (service level): Ethernet priority: the priority of kv. From Mooncake of 2026 on.
+export MC_IB_SL=2
+
+# kv (GID index): the address RoCE v2 sends from, as the cluster file says.
+export MC_GID_INDEX=3
