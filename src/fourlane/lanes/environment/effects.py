@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 
     from fourlane.lanes.environment.libraries import Fabric, StreamName
 
-__all__ = ["DEEPEP_DEFAULT_SL", "UCX_DEFAULT_TOS", "Effect", "Number", "Setting", "effect_of", "read_number"]
+__all__ = [
+    "DEEPEP_DEFAULT_SL",
+    "HCCL_DEFAULT_TOS",
+    "UCX_DEFAULT_TOS",
+    "Effect",
+    "Number",
+    "Setting",
+    "effect_of",
+    "read_number",
+]
 
 UCX_DEFAULT_TOS = 106
+HCCL_DEFAULT_TOS = 132
 DEEPEP_DEFAULT_SL = 3
 _MOST_TOS = 255
 _MOST_SL = 15
@@ -61,7 +71,7 @@ def read_number(name: str, text: str) -> Number:
     """
     library = KNOBS[name].library
     limit = {"ToS byte": _MOST_TOS, "service level": _MOST_SL}.get(KNOBS[name].unit)
-    if library == "deepep":
+    if name == "EP_OVERRIDE_RDMA_SL":
         limit = _MOST_TOS  # on Ethernet it is a ToS byte
     if library == "ucx" and text.strip() == "auto":
         return Number(None)
@@ -121,6 +131,8 @@ _READERS: dict[str, Callable[[str], Number]] = {
     "mooncake": _as_stoi,
     "ucx": lambda text: _strict(text, "UCX refuses to start"),
     "deepep": lambda text: _strict(text, "DeepEP fails to start"),
+    "hccl": lambda text: _strict(text, "HCCL fails to start"),
+    "uccl": _as_c,
     "gloo": lambda text: _strict(text, "it is no number"),
 }
 
@@ -199,6 +211,20 @@ def _mooncake_tos(env: Mapping[str, str]) -> Setting:
     return Setting(0, "default", "MC_IB_TC is unset: 0")
 
 
+def _hccl_tos(env: Mapping[str, str]) -> Setting:
+    value = _held(env, "HCCL_RDMA_TC")
+    if value is not None:
+        return Setting(value, "HCCL_RDMA_TC", "as set")
+    return Setting(HCCL_DEFAULT_TOS, "default", f"HCCL_RDMA_TC is unset: {HCCL_DEFAULT_TOS}")
+
+
+def _uccl_tos(env: Mapping[str, str]) -> Setting:
+    value = _held(env, "UCCL_P2P_RDMA_TC")
+    if value is not None:
+        return Setting(value, "UCCL_P2P_RDMA_TC", "as set")
+    return Setting(None, "default", "UCCL_P2P_RDMA_TC is unset: defaults differ by version")
+
+
 _TOS_BYTES: dict[str, Callable[[Mapping[str, str]], Setting]] = {
     "NCCL": _nccl_tos,
     "NCCL clear-to-send": _clear_to_send_tos,
@@ -206,6 +232,8 @@ _TOS_BYTES: dict[str, Callable[[Mapping[str, str]], Setting]] = {
     "NVSHMEM": _nvshmem_tos,
     "UCX": _ucx_tos,
     "Mooncake": _mooncake_tos,
+    "HCCL": _hccl_tos,
+    "UCCL": _uccl_tos,
 }
 
 
@@ -244,4 +272,6 @@ _SERVICE_LEVELS: dict[str, Callable[[Mapping[str, str], Fabric], Setting | None]
     "NVSHMEM": _plain_sl("NVSHMEM_IB_SL"),
     "UCX": _plain_sl("UCX_IB_SL"),
     "Mooncake": _plain_sl("MC_IB_SL"),
+    "HCCL": _plain_sl("HCCL_RDMA_SL"),
+    "UCCL": _plain_sl("UCCL_P2P_RDMA_SL"),
 }

@@ -29,11 +29,12 @@ __all__ = [
     "home_of",
 ]
 
-Library = Literal["nccl", "deepep", "nvshmem", "ucx", "mooncake", "gloo"]
+Library = Literal["nccl", "deepep", "nvshmem", "ucx", "mooncake", "gloo", "hccl", "uccl"]
 LIBRARIES: tuple[Library, ...] = ("nccl", "deepep", "nvshmem", "ucx", "mooncake", "gloo")
+"""Those that a plan's classes can travel on; of hccl and uccl an environment's marks are only shown."""
 Unit = Literal["ToS byte", "service level", "GID index", "devices", "interfaces", "switch"]
 Fabric = Literal["roce", "infiniband", "erdma", "ethernet"]
-StreamName = Literal["NCCL", "NCCL clear-to-send", "NCCL GIN", "NVSHMEM", "UCX", "Mooncake", "Gloo"]
+StreamName = Literal["NCCL", "NCCL clear-to-send", "NCCL GIN", "NVSHMEM", "UCX", "Mooncake", "Gloo", "HCCL", "UCCL"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ KNOBS: dict[str, Knob] = {
     "MC_IB_TC": Knob("mooncake", "ToS byte", "Mooncake transfer engine, config.cpp; Mooncake issue 1699"),
     "MC_IB_SL": Knob("mooncake", "service level", "Mooncake pull request 2525", since="Mooncake of 2026"),
     "MC_GID_INDEX": Knob("mooncake", "GID index", "Mooncake transfer engine, config.cpp: 3 by default"),
+    "HYBRID_EP_IB_TC": Knob("deepep", "ToS byte", "DeepEP pull request 611, not merged; 724, merged, reads NCCL_IB_TC"),
+    "HCCL_RDMA_TC": Knob("hccl", "ToS byte", "Ascend HCCL: a multiple of 4, 132 by default"),
+    "HCCL_RDMA_SL": Knob("hccl", "service level", "Ascend HCCL"),
+    "UCCL_P2P_RDMA_TC": Knob("uccl", "ToS byte", "UCCL issue 665"),
+    "UCCL_P2P_RDMA_SL": Knob("uccl", "service level", "UCCL issue 665"),
     "GLOO_SOCKET_IFNAME": Knob("gloo", "interfaces", "PyTorch distributed documentation: exact names"),
 }
 """Every variable that is read, set or spoken of; no other is ever looked at or printed."""
@@ -85,7 +91,7 @@ class Stream:
 
     Args:
         library: whose they are.
-        carriers: names by which a plan's class says that it travels on them; empty: they are control traffic.
+        carriers: names by which a plan's class says that it travels on them; empty: none does.
         tos, sl: variables that mark them; empty where there is none.
         kernel: whether the kernel sets up their queue pairs, so that a ToS forced on a device applies.
         dscp_only: whether the library hands on the ToS byte's DSCP and leaves the ECN bits to the NIC.
@@ -109,6 +115,8 @@ STREAMS: dict[StreamName, Stream] = {
     "UCX": Stream("ucx", ("ucx",), "UCX_IB_TRAFFIC_CLASS", "UCX_IB_SL"),
     "Mooncake": Stream("mooncake", ("mooncake",), "MC_IB_TC", "MC_IB_SL"),
     "Gloo": Stream("gloo", ("gloo",), kernel=False),
+    "HCCL": Stream("hccl", (), "HCCL_RDMA_TC", "HCCL_RDMA_SL"),
+    "UCCL": Stream("uccl", (), "UCCL_P2P_RDMA_TC", "UCCL_P2P_RDMA_SL"),
 }
 
 

@@ -90,9 +90,9 @@ def _place(effect: Effect, setting: Setting) -> str:
 
 def _on_ethernet(subject: Subject, effect: Effect, tos: Setting) -> Iterator[Finding]:
     home = subject.homes.get(effect.stream)
-    value = tos.value or 0
-    if tos.decided_by.startswith("/sys"):
-        return  # said once, of the device
+    value = tos.value
+    if value is None or tos.decided_by.startswith("/sys"):
+        return  # not known; or said once, of the device
     if value & 1 and not STREAMS[effect.stream].dscp_only:
         yield from _odd(subject, effect, tos, value)
     if home is None:
@@ -263,9 +263,21 @@ def _precedence(subject: Subject) -> Iterator[Finding]:
         yield _note("NCCL_GIN_IB_TC", does, "see that PyTorch and DeepEP load such an NCCL")
     if gin in ("roce", "erdma") and "EP_OVERRIDE_RDMA_SL" in env:
         yield _deepep_service_level(subject)
+    yield from _others(subject)
     if "UCX_IB_TRAFFIC_CLASS" in env and subject.fabric("UCX") in ("roce", "erdma"):
         does = "is the ToS byte, though UCX's help calls it a DSCP; some versions mark one direction only"
         yield _note("UCX_IB_TRAFFIC_CLASS", does, "set it on both ends (UCX issue 10325)")
+
+
+def _others(subject: Subject) -> Iterator[Finding]:
+    if "HYBRID_EP_IB_TC" in subject.env:
+        does = "is read by builds of DeepEP with pull request 611 alone; merged ones read NCCL_IB_TC"
+        yield _note("HYBRID_EP_IB_TC", does, "set NCCL_IB_TC")
+    tos = read_number("HCCL_RDMA_TC", subject.env.get("HCCL_RDMA_TC", "0")).value
+    if tos is not None and tos % 4:
+        does = f"{tos} is no multiple of 4, as HCCL asks for: a ToS byte without ECN bits"
+        mend = f"export HCCL_RDMA_TC={tos * 4 if tos < 64 else tos // 4 * 4}"
+        yield Finding(severity="error", place="HCCL_RDMA_TC", does=does, mend=mend)
 
 
 def _deepep_service_level(subject: Subject) -> Finding:

@@ -100,7 +100,9 @@ def _prefixes(subject: Subject, name: str, known: list[str]) -> Iterator[Finding
     if not text or text.lstrip("^").startswith("="):
         return
     entries = [entry.partition(":")[0] for entry in text.lstrip("^").split(",") if entry]
-    longer = sorted({name for entry in entries for name in known if name.startswith(entry) and name != entry})
+    # An entry that is no name itself is meant as a prefix; whether it lets the right ones through is judged elsewhere.
+    names = [entry for entry in entries if entry in known]
+    longer = sorted({name for entry in names for name in known if name.startswith(entry) and name != entry})
     mend = f"export {name}={'^=' if text.startswith('^') else '='}{text.lstrip('^')}"
     if longer:
         does = f'is a list of prefixes: "{text}" means {", ".join(longer)} too'
@@ -163,6 +165,12 @@ def _nvshmem(subject: Subject) -> Iterator[Finding]:
         yield _finding(severity, "NVSHMEM_IB_TRAFFIC_CLASS", does, "give the class another carrier in the plan")
         return
     yield from _set_of_devices(subject, "NVSHMEM_HCA_LIST", [home], exact=True)
+    if home.fabric == "roce" and all(lane.routing == "ecmp" for lane in home.lanes.values()):
+        does = (
+            f"all queue pairs send from one UDP port, and the plan routes {home.names()} by hash: one path a NIC pair"
+        )
+        mend = "route the class adaptively in the plan (NVSHMEM issue 27)"
+        yield _finding("note", "NVSHMEM_IB_TRAFFIC_CLASS", does, mend)
     if any(lane.routing == "adaptive" and "deepep-v1" in lane.carriers for lane in home.lanes.values()):
         does = "the plan routes its class adaptively, and DeepEP V1's first kernels took packets to arrive in order"
         yield _finding("note", "NVSHMEM_IB_TRAFFIC_CLASS", does, "see that yours do not (DeepEP README)")

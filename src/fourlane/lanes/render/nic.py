@@ -130,7 +130,7 @@ def _settings(plan: LanePlan, name: NetworkName, network: Network, model: NicMod
         "PORTS": _words(f"{port}={device}" for port, device in zip(network.interfaces, devices, strict=True)),
         "PRIORITY_OF_DSCP": _words(priorities.get(dscp, rest.priority) for dscp in DSCPS),
         "TC_OF_PRIORITY": _words(p if p in by_priority else rest.priority for p in _PRIORITIES),
-        "TSA_OF_TC": _words(_tsa(by_priority.get(p)) for p in _PRIORITIES),
+        "TSA_OF_TC": _words(_schedulers(by_priority)),
         "WEIGHT_OF_TC": _words(_weight(by_priority.get(p)) for p in _PRIORITIES),
         "GBPS_OF_TC": _words(_limit(by_priority.get(p), network) for p in _PRIORITIES),
         "PFC_OF_PRIORITY": _words(int(p in by_priority and by_priority[p].lossless) for p in _PRIORITIES),
@@ -154,9 +154,16 @@ def _words(values: Iterable[object]) -> str:
     return " ".join(map(str, values))
 
 
-def _tsa(lane: Lane | None) -> str:
-    """Return a traffic class's scheduler; one that no priority uses is harmless as ETS with nothing."""
-    return "strict" if lane is not None and lane.scheduler == "strict" else "ets"
+def _schedulers(by_priority: Mapping[int, Lane]) -> list[str]:
+    """Return each traffic class's scheduler; one that no priority uses is harmless as the others are.
+
+    Weights of all that are "ets" must sum to 100, so that without weighted classes there may be none.
+    """
+    unused = "ets" if any(lane.weight for lane in by_priority.values()) else "strict"
+    return [
+        unused if p not in by_priority else "strict" if by_priority[p].scheduler == "strict" else "ets"
+        for p in _PRIORITIES
+    ]
 
 
 def _weight(lane: Lane | None) -> int:

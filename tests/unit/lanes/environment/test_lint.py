@@ -284,6 +284,13 @@ def test_nccls_lists_are_prefixes(roce: Case) -> None:
     assert lint_environment({"NCCL_IB_HCA": "=mlx5_1", "NCCL_SOCKET_IFNAME": "eth"}).findings[0].severity == "note"
 
 
+def test_a_prefix_that_is_meant_as_one_is_no_fault(roce: Case) -> None:
+    assert "NCCL_SOCKET_IFNAME" not in told(changed(roce, NCCL_SOCKET_IFNAME="dcn"))
+    assert told(changed(roce, NCCL_SOCKET_IFNAME="eth"))["NCCL_SOCKET_IFNAME"].startswith(
+        "warning: matches no interface"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "severity"),
     [
@@ -361,6 +368,22 @@ def test_values_are_read_as_each_library_reads_them(name: str, value: str, read_
     faults = [f.does for f in report.findings if f.place == name and f.severity == "error" and "expected" in f.does]
     octal = [f.does for f in report.findings if "octal" in f.does]
     assert any(said in does for does in [*faults, *octal]) if said else faults == []
+
+
+def test_nvshmem_under_ecmp_has_one_path(roce: Case) -> None:
+    plan, cluster = carrying(roce, expert=("deepep-v1",))
+    classes = {kind: replace(lane, routing="ecmp") for kind, lane in plan.classes.items()}
+    said = told(changed((replace(plan, classes=classes), cluster)))["NVSHMEM_IB_TRAFFIC_CLASS"]
+    assert said.startswith("note: all queue pairs send from one UDP port")
+
+
+def test_other_libraries_marks_are_shown_and_hccls_must_be_a_dscp(roce: Case) -> None:
+    report = changed(roce, HCCL_RDMA_TC="26", UCCL_P2P_RDMA_TC="104", HYBRID_EP_IB_TC="184")
+    assert only(report).mend == "export HCCL_RDMA_TC=104"
+    assert row(report, "UCCL").lands_in == "collective"
+    assert row(lint_environment({"HCCL_RDMA_SL": "4"}), "HCCL").tos == 132
+    assert row(lint_environment({"UCCL_P2P_RDMA_SL": "4"}), "UCCL").tos is None
+    assert "merged ones read NCCL_IB_TC" in told(report)["HYBRID_EP_IB_TC"]
 
 
 def test_libraries_the_plan_does_not_speak_of_are_shown_and_not_judged(roce: Case) -> None:

@@ -229,7 +229,7 @@ CHANGES = {
     "prio_tc": ([0] * 8, "traffic class of priority 5: found 0, wanted 5"),
     "rate": ([0] * 8, "Gbit/s at most (0: no limit) of traffic class 6: found 0, wanted 20"),
     "dcbx": ("firmware", "DCBX, run by: found firmware, wanted host"),
-    "buffer": ([0] * 8, "receive buffer of priority 5: found 0, wanted 1"),
+    "buffer": ([0] * 8, "receive buffer of priority 5: found 0, that of priorities without PFC; wanted one of its own"),
     "cm_tos": (106, "ToS of RDMA-CM connections that set none: found 106, wanted 0"),
     "forced": (0, "adaptive_routing_forced_en: found 0, wanted 1"),
     "adaptive_next": (0, "ROCE_ADAPTIVE_ROUTING_EN at the next start of the firmware: found 0, wanted 1"),
@@ -256,8 +256,19 @@ def test_a_receive_buffer_without_room_is_reported_and_left_to_the_driver(config
     configured.change("rdma1", buffer_size=[9, 0, 0, 0, 0, 0, 0, 0])
     done = configured.run(script, "--apply")
     assert done.returncode == 1
-    assert "receive buffer 1, of the priorities with PFC: found 0 bytes, wanted room for a pause" in done.stdout
+    assert "receive buffer of priority 5: found 1, of 0 bytes; wanted room for a pause" in done.stdout
     assert configured.changing_calls() == []
+
+
+def test_receive_buffers_may_be_numbered_otherwise_by_the_driver(configured: Server, script: str) -> None:
+    configured.change("rdma1", buffer=[0, 0, 0, 0, 0, 2, 0, 0], buffer_size=[9, 0, 9, 0, 0, 0, 0, 0])
+    assert configured.run(script, "--check").returncode == 0
+
+
+def test_a_network_of_strict_classes_alone_has_no_weighted_traffic_class(plan: LanePlan, cluster: Cluster) -> None:
+    strict = {kind: replace(lane, scheduler="strict", weight=None) for kind, lane in plan.classes.items()}
+    text = render_nic(replace(plan, classes=strict), cluster)["hpn.sh"]
+    assert "TSA_OF_TC='strict strict strict strict strict strict strict strict'" in text
 
 
 def test_dry_run_prints_the_commands_and_runs_none(server: Server, script: str) -> None:
@@ -335,6 +346,19 @@ def test_a_nic_that_can_switches_congestion_control_off_for_expert_traffic_alone
     for side in ("roce_np", "roce_rp"):
         enable = [server.sysfs(f"net/rdma0/ecn/{side}/enable/{priority}").read_text() for priority in range(8)]
         assert [line.strip() for line in enable] == list("01010000")  # bulk and collective are marked
+
+
+def test_two_lossless_classes_and_a_capped_one_are_set(tmp_path: Path) -> None:
+    cluster = with_ports(load_cluster("one-network"))
+    plan = default_plan(cluster)
+    collective = replace(plan.classes[TrafficClass.COLLECTIVE], lossless=True)
+    plan = replace(plan, classes={**plan.classes, TrafficClass.COLLECTIVE: collective})
+    server = Server.equip(tmp_path, TOOLS[1:])
+    server.run(render_nic(plan, cluster)["hpn.sh"], "--apply")
+    port = server.port("rdma1")
+    assert port["pfc"] == [0, 0, 0, 1, 0, 1, 0, 0]
+    assert port["rate"] == [0, 0, 200, 0, 0, 0, 20, 0]
+    assert port["bw"] == [5, 5, 10, 20, 0, 60, 0, 0]
 
 
 def test_a_nic_with_one_switch_for_all_priorities_is_not_said_to_have_more(script: str) -> None:

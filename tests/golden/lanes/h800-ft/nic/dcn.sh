@@ -201,7 +201,10 @@ from_mlnx_qos() {
             priority = substr($1, 6)
             count = split(substr($2, 6), points, ",")
             for (i = 1; i <= count; i++)
-                if (points[i] != "") dscp[points[i] + 0] = priority
+                if (points[i] != "") {
+                    point = points[i] + 0
+                    dscp[point] = (point in dscp) ? dscp[point] "/" priority : priority
+                }
         }
         /^Receive buffer size/ { sub(/^[^:]*: */, ""); sub(/,?total_size.*$/, ""); gsub(/,/, " "); print "buffer_size " $0 }
         /^Cable len:/ { print "cable " $3 }
@@ -350,6 +353,8 @@ bandwidth() {
     if [ "$QOS" = mlnx_qos ]; then
         set -- mlnx_qos -i "$IF" --ratelimit "$(commas $GBPS_OF_TC)"
     else
+        # Some versions of iproute2 take bytes for kilobits here: a cap that still differs after --apply wants mlnx_qos
+        # or a newer iproute2.
         set -- dcb maxrate set dev "$IF" tc-maxrate $(numbered Gbit $GBPS_OF_TC)
     fi
     settle_list 'Gbit/s at most (0: no limit) of traffic class' "$RATES" "$GBPS_OF_TC" "$@"
@@ -375,25 +380,41 @@ pauses() {
     buffers
 }
 
-# The driver sizes receive buffers by MTU and cable once PFC is on. Only if it put a priority into the wrong one is
-# that said here; sizes are left to it.
+# Once PFC is on the driver gives its priorities receive buffers of their own, sized by MTU and cable. Sizes are left to
+# it; a paused priority among those that are not is moved to buffer 1, as the driver would have it.
 # shellcheck disable=SC2046,SC2086
 buffers() {
     if [ -z "$BUFFERS" ]; then return 0; fi
+    faults=$(awk -v buffers="$BUFFERS" -v sizes="$BUFFER_SIZES" -v pfc="$PFC_OF_PRIORITY" '
+        BEGIN {
+            count = split(buffers, buffer, " ")
+            known = split(sizes, size, " ")
+            split(pfc, on, " ")
+            for (i = 1; i <= count; i++) if (on[i] != 1) lossy[buffer[i]] = 1
+            for (i = 1; i <= count; i++) {
+                if (on[i] != 1) continue
+                if (buffer[i] in lossy) print "shared " (i - 1) " " buffer[i]
+                else if (known && size[buffer[i] + 1] + 0 == 0) print "empty " (i - 1) " " buffer[i]
+            }
+        }' </dev/null)
+    if [ -z "$faults" ]; then return 0; fi
+    shared=0
+    while read -r kind priority buffer; do
+        if [ "$kind" = shared ]; then
+            shared=1
+            tell "receive buffer of priority $priority: found $buffer, that of priorities without PFC; wanted one of its own"
+        else
+            tell "receive buffer of priority $priority: found $buffer, of 0 bytes; wanted room for a pause (the driver's to give)"
+        fi
+    done <<END_OF_LINES
+$faults
+END_OF_LINES
+    if [ "$shared" = 0 ]; then return 0; fi
     if [ "$QOS" = mlnx_qos ]; then
-        set -- mlnx_qos -i "$IF" --prio2buffer "$(commas $PFC_OF_PRIORITY)"
+        act mlnx_qos -i "$IF" --prio2buffer "$(commas $PFC_OF_PRIORITY)"
     else
-        set -- dcb buffer set dev "$IF" prio-buffer $(numbered '' $PFC_OF_PRIORITY)
+        act dcb buffer set dev "$IF" prio-buffer $(numbered '' $PFC_OF_PRIORITY)
     fi
-    settle_list 'receive buffer of priority' "$BUFFERS" "$PFC_OF_PRIORITY" "$@"
-    case "$PFC_OF_PRIORITY" in
-        *1*)
-            set -- $BUFFER_SIZES
-            case ${2-1} in
-                0 | 0b) tell 'receive buffer 1, of the priorities with PFC: found 0 bytes, wanted room for a pause' ;;
-            esac
-            ;;
-    esac
 }
 
 # ---- RDMA of a device ----
