@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["LazyGroup", "main"]
 
 _COMMANDS = {
-    "bench": "Measure a service under load.",
+    "bench": "Measure a service under load, or its KV transports.",
     "demo": "Serve the bundled model here, stream answers, measure a short load.",
     "doctor": "Check whether this machine can run fourlane, and say what to mend.",
     "lanes": "Plan what each class of traffic gets; prove it, and render it to every device.",

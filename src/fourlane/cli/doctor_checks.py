@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fourlane.engine.kv_transfer.library_env import rdma_devices
+from fourlane.engine.kv_transfer.mooncake import find_mooncake
+from fourlane.engine.kv_transfer.nixl import find_nixl
 from fourlane.engine.model.config import resolve_model_path
 from fourlane.errors import CheckpointError, FourlaneError
 from fourlane.gateway.run_dir import RunDir
@@ -192,6 +195,20 @@ def _shared_memory(deployment: Deployment) -> list[Check]:
     return [Check(name="shared memory", status="ok", found="memfd works")]
 
 
+def _kv_libraries(deployment: Deployment) -> list[Check]:
+    transport = deployment.kv_transfer.transport
+    devices = ", ".join(rdma_devices()) or "no RDMA device"
+    checks = []
+    for name, package in (("nixl", find_nixl()), ("mooncake", find_mooncake())):
+        wanted = transport == name
+        if package is None and wanted:
+            mend = f'pip install "fourlane[{name}]", or --set kv_transfer.transport=auto'
+            checks.append(Check(name=f"KV over {name}", status="fail", found="not installed", mend=mend))
+        elif package is not None:
+            checks.append(Check(name=f"KV over {name}", status="ok", found=f"{package} is installed; {devices}"))
+    return checks
+
+
 def _unix_sockets(deployment: Deployment) -> list[Check]:
     del deployment
     mend = "set TMPDIR to a short path on a local, writable file system"
@@ -307,6 +324,7 @@ CHECKS: tuple[Callable[[Deployment], list[Check]], ...] = (
     _threads,
     _memory,
     _shared_memory,
+    _kv_libraries,
     _unix_sockets,
     _loopback,
     _addresses,

@@ -12,6 +12,7 @@ import msgspec
 
 from fourlane.engine.model.config import resolve_model_path
 from fourlane.errors import SpecError
+from fourlane.spec.deployment import KvTransport
 from fourlane.spec.deployment_rules import deployment_faults, port_range
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
 
-    kv_transport: Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"] = "auto"
+    kv_transport: KvTransport = "auto"
     kv_addresses: tuple[str, ...] = ("127.0.0.1",)
     kv_streams: int = 1
     kv_devices: tuple[str, ...] = ()

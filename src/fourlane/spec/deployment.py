@@ -11,7 +11,9 @@ import msgspec
 
 from fourlane.units import Duration, Size
 
-__all__ = ["Deployment", "Exchange", "Gateway", "KvCache", "KvTransfer", "Model", "Pool"]
+__all__ = ["Deployment", "Exchange", "Gateway", "KvCache", "KvTransfer", "KvTransport", "Model", "Pool"]
+
+KvTransport = Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +83,7 @@ class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     RoCE GID to use, None for the library's choice.
     """
 
-    transport: Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"] = "auto"
+    transport: KvTransport = "auto"
     address: str = "127.0.0.1"
     more_addresses: tuple[str, ...] = ()
     streams: int = 1

@@ -170,6 +170,42 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
             "[unified]\n[kv_cache]\nblock_size = 512",
             "deployment.toml: kv_cache.block_size: expected a power of two from 1 to 256, got 512",
         ),
+        (
+            '[unified]\n[kv_transfer]\nmore_addresses = ["10.0.0.1", "eth1"]',
+            (
+                "deployment.toml: kv_transfer.more_addresses[1]: "
+                'expected an IP address of this host such as "127.0.0.1", got "eth1"'
+            ),
+        ),
+        (
+            '[unified]\n[kv_transfer]\naddress = "10.0.0.1"\nmore_addresses = ["10.0.0.1"]',
+            (
+                "deployment.toml: kv_transfer.more_addresses: expected addresses of different interfaces, "
+                'got "10.0.0.1" twice'
+            ),
+        ),
+        (
+            "[unified]\n[kv_transfer]\nstreams = 0",
+            "deployment.toml: kv_transfer.streams: expected 1 to 64 connections, got 0",
+        ),
+        (
+            '[unified]\n[kv_transfer]\ndevices = ["mlx5_0:1", "mlx5 1"]',
+            (
+                'deployment.toml: kv_transfer.devices[1]: expected a device such as "mlx5_0:1" '
+                'or an interface such as "eth1", got "mlx5 1"'
+            ),
+        ),
+        (
+            '[unified]\n[kv_transfer]\ntransport = "nixl"\ngid_index = 256',
+            "deployment.toml: kv_transfer.gid_index: expected 0 to 255, got 256",
+        ),
+        (
+            '[unified]\n[kv_transfer]\ntransport = "tcp"\ndevices = ["mlx5_0"]',
+            (
+                'deployment.toml: kv_transfer.devices: expected none with transport "tcp", '
+                "which knows addresses only; remove the line"
+            ),
+        ),
         ("[unified]\n[model]\nmax_length = 1", "deployment.toml: model.max_length: expected at least 2, got 1"),
     ],
 )

@@ -79,8 +79,6 @@ class Library(Protocol):
 
     name: str
     """What the deployment file calls the transport."""
-    can_stop: bool
-    """`stop_reads` works; otherwise every read ends within the timeout by itself."""
     needs_advancing: bool
     """Without `advance` a peer may not get on with what it reads here."""
 

@@ -1,6 +1,9 @@
 """KV through Mooncake's transfer engine: RDMA NICs, else its TCP. Peer to peer, without a metadata server.
 
-The engine has threads of its own on both sides, which sleep while there is nothing to do.
+The engine has threads of its own on both sides, which sleep while there is nothing to do. A chunk
+is read in one piece into a buffer, and copied to its pages from there: the engine takes a request
+for each run of bytes, which for scattered pages costs more than the copy, and it cannot take a
+read back - what it still writes after that goes to a buffer and never to a page.
 """
 
 from __future__ import annotations
@@ -9,15 +12,19 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fourlane.engine.kv_transfer.library import Exposure
 from fourlane.errors import EnvironmentMissing, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MooncakeLibrary", "find_mooncake", "start_engine"]
+__all__ = ["MooncakeEngine", "MooncakeLibrary", "find_mooncake"]
 
-_COMPLETED, _UNDER_WAY, _FAILED = 1, 0, -1
+_COMPLETED, _FAILED = 1, -1
+_NO_BATCH = (0, -1, (1 << 64) - 1)
+_LEAST_BUFFER = 1 << 20
 
 
 def find_mooncake() -> str | None:
@@ -25,145 +32,203 @@ def find_mooncake() -> str | None:
     return "mooncake" if importlib.util.find_spec("mooncake") is not None else None
 
 
-def start_engine(name: str, *, address: str, devices: Sequence[str] = ()) -> Any:
-    """Load and start a transfer engine, listening at an address.
+class MooncakeEngine:
+    """An engine, and the buffers that it reads into. Ending one takes a second: one serves a rank all its life.
 
     Args:
         name: this rank, for messages.
         address: the IP address where peers find it.
-        devices: RDMA devices to use; none: all it finds.
+        devices: RDMA devices to use; none: its TCP.
 
     Raises:
         EnvironmentMissing: Mooncake is not installed, or cannot be loaded.
         TransferError: it cannot be started.
     """
-    if find_mooncake() is None:
-        raise EnvironmentMissing('kv_transfer.transport: Mooncake is not installed; pip install "fourlane[mooncake]"')
-    try:
-        module = importlib.import_module("mooncake.engine")
-    except ImportError as error:
-        raise EnvironmentMissing(
-            f"kv_transfer.transport: Mooncake cannot be loaded: {error}; it needs libibverbs even for TCP "
-            "(Debian and Ubuntu: apt-get install libibverbs1)"
-        ) from error
-    engine = module.TransferEngine()
-    host = f"[{address}]" if ":" in address else address
-    if engine.initialize(host, "P2PHANDSHAKE", "tcp", ",".join(devices)):
-        raise TransferError(f"{name}: Mooncake's engine cannot be started at {address}; its own log says why")
-    return engine
+
+    def __init__(self, name: str, *, address: str, devices: Sequence[str] = ()) -> None:
+        self.name = name
+        self.uses_rdma = bool(devices)
+        host = f"[{address}]" if ":" in address else address
+        self.raw = _load().TransferEngine()
+        # The third argument decides nothing: RDMA is taken where the devices are there, unless MC_FORCE_TCP is set.
+        protocol = "rdma" if devices else "tcp"
+        if self.raw.initialize(host, "P2PHANDSHAKE", protocol, ",".join(devices)):
+            raise TransferError(f"{name}: Mooncake's engine cannot be started at {address}; its own log says why")
+        self.segment = f"{host}:{self.raw.get_rpc_port()}"
+        self._free: dict[int, list[np.ndarray]] = {}
+        self._kept: list[np.ndarray] = []
+
+    def register(self, address: int, size: int) -> None:
+        """Make memory known to it.
+
+        Raises:
+            TransferError: it refuses.
+        """
+        if self.raw.register_memory(address, size):
+            raise TransferError(
+                f"{self.name}: Mooncake cannot register {size} bytes for KV; RDMA pins them, "
+                "so allow locked memory (ulimit -l unlimited)"
+            )
+
+    def borrow(self, size: int) -> np.ndarray:
+        """Return a buffer of at least so many bytes to read into."""
+        rounded = max(_LEAST_BUFFER, 1 << (size - 1).bit_length())
+        free = self._free.setdefault(rounded, [])
+        if free:
+            return free.pop()
+        buffer = np.zeros(rounded, dtype=np.uint8)
+        # Its TCP reads into any memory; what it does not know, nobody can write to from outside.
+        if self.uses_rdma:
+            self.register(buffer.ctypes.data, rounded)
+        return buffer
+
+    def give_back(self, buffer: np.ndarray) -> None:
+        """Take back a buffer that nothing is read into any more."""
+        self._free[buffer.nbytes].append(buffer)
+
+    def keep(self, buffer: np.ndarray) -> None:
+        """Keep a buffer that may still be read into as long as the engine lives."""
+        self._kept.append(buffer)
 
 
 class MooncakeLibrary:
-    """Mooncake in this process. See `library.Library`.
-
-    Args:
-        name: this rank, for messages.
-        engine: from `start_engine`. Destroying one takes a second, so one serves a rank as long as it lives.
-        address: where it listens.
-        rdma: it uses RDMA devices, which must know the memory that reads fill. Its TCP need not, and
-            what it does not know nobody can write to from outside.
-    """
+    """Mooncake in this process. See `library.Library`."""
 
     name = "mooncake"
-    can_stop = False
     needs_advancing = False
 
-    def __init__(self, name: str, engine: Any, *, address: str, rdma: bool) -> None:
-        self._rank = name
-        self._engine = engine
-        self._rdma = rdma
-        host = f"[{address}]" if ":" in address else address
-        self._segment = f"{host}:{engine.get_rpc_port()}"
-        self._registered: list[int] = []
+    def __init__(self, engine: MooncakeEngine) -> None:
+        self._engine: MooncakeEngine | None = engine
+        self._reads: set[_MooncakeRead] = set()
+        self._exposed: list[int] = []
+
+    @property
+    def engine(self) -> MooncakeEngine:
+        """Return the engine; not after `close`."""
+        assert self._engine is not None, "the library is closed"
+        return self._engine
 
     def expose(self, address: int, size: int) -> Exposure:
         """Register memory and return what a reader needs."""
-        self._register(address, size)
-        return Exposure(library=self.name, description=self._segment.encode(), address=address, size=size)
+        self.engine.register(address, size)
+        self._exposed.append(address)
+        return Exposure(library=self.name, description=self.engine.segment.encode(), address=address, size=size)
 
     def use(self, address: int, size: int) -> None:
-        """Register memory where RDMA needs it."""
-        if self._rdma:
-            self._register(address, size)
-
-    def _register(self, address: int, size: int) -> None:
-        if self._engine.register_memory(address, size):
-            raise TransferError(
-                f"{self._rank}: Mooncake cannot register {size} bytes for KV; RDMA pins them, "
-                "so allow locked memory (ulimit -l unlimited), or lower kv_memory"
-            )
-        self._registered.append(address)
+        """Do nothing: reads go through buffers of its own."""
 
     def connect(self, exposure: Exposure) -> _MooncakePeer:
         """Note where a process is; the connection is made with the first read."""
-        return _MooncakePeer(self._engine, exposure)
+        return _MooncakePeer(self, exposure)
 
     def advance(self) -> None:
         """Do nothing: the engine has threads."""
 
     def stop_reads(self) -> None:
-        """Refuse: the engine ends reads by itself, after the time set in its environment."""
-        raise TransferError("Mooncake cannot take back a read")
+        """Give all reads up; their buffers are not used again."""
+        for read in list(self._reads):
+            read.give_up()
 
     def close(self) -> None:
-        """Give memory back; the engine is the owner's."""
-        for address in self._registered:
-            self._engine.unregister_memory(address)
-        self._registered.clear()
+        """Give memory back, and let go of the engine, which ends with its last user."""
+        self.stop_reads()
+        if self._engine is not None:
+            for address in self._exposed:
+                self._engine.raw.unregister_memory(address)
+        self._engine = None
+
+    def begun(self, read: _MooncakeRead) -> None:
+        """Note a read under way."""
+        self._reads.add(read)
+
+    def ended(self, read: _MooncakeRead) -> None:
+        """Note that a read has ended."""
+        self._reads.discard(read)
 
 
 class _MooncakePeer:
     """A process with an engine. See `library.Peer`."""
 
-    def __init__(self, engine: Any, exposure: Exposure) -> None:
-        self._engine = engine
+    def __init__(self, library: MooncakeLibrary, exposure: Exposure) -> None:
+        self._library = library
         self._exposure = exposure
         self._segment = exposure.description.decode(errors="replace")
 
     def read(self, offset: int, spans: Sequence[tuple[int, int]]) -> _MooncakeRead:
-        """Begin to read, a batch a span: the engine tells how a batch's first task stands, and no more."""
-        read = _MooncakeRead(self._engine, self._segment)
+        """Begin to read, as one request."""
+        engine = self._library.engine
+        size = sum(size for _, size in spans)
+        buffer = engine.borrow(size)
         source = self._exposure.address + offset
-        for address, size in spans:
-            read.begin(address, source, size)
-            source += size
-        return read
+        batch = engine.raw.batch_transfer_async_read(self._segment, [buffer.ctypes.data], [source], [size])
+        if batch in _NO_BATCH:
+            engine.give_back(buffer)
+            raise TransferError(f"Mooncake could not begin to read from {self._segment}")
+        return _MooncakeRead(self._library, batch, buffer, spans)
 
     def close(self) -> None:
         """Do nothing: the engine keeps its connections."""
 
 
 class _MooncakeRead:
-    """Batches under way. See `library.Read`."""
+    """A request under way. See `library.Read`."""
 
-    def __init__(self, engine: Any, segment: str) -> None:
-        self._engine = engine
-        self._segment = segment
-        self._batches: list[int] = []
-        self._failure = ""
-
-    def begin(self, address: int, source: int, size: int) -> None:
-        """Submit one batch; a refusal is told by `done`, when what was submitted before has ended."""
-        if self._failure:
-            return
-        batch = self._engine.batch_transfer_async_read(self._segment, [address], [source], [size])
-        if batch in (0, -1, (1 << 64) - 1):
-            self._failure = f"Mooncake could not begin to read from {self._segment}"
-        else:
-            self._batches.append(batch)
+    def __init__(
+        self, library: MooncakeLibrary, batch: int, buffer: np.ndarray, spans: Sequence[tuple[int, int]]
+    ) -> None:
+        self._library = library
+        self._batch = batch
+        self._buffer = buffer
+        self._spans = spans
+        self._over: str | None = None
+        library.begun(self)
 
     def done(self) -> bool:
-        """Ask for batches that have not ended; one that has must not be asked for again."""
-        left: list[int] = []
-        for batch in self._batches:
-            status = self._engine.transfer_check_status(batch)
-            if status == _FAILED:
-                self._failure = f"Mooncake lost a read from {self._segment}"
-            elif status != _COMPLETED:
-                left.append(batch)
-        self._batches = left
-        if left:
-            return False
-        if self._failure:
-            raise TransferError(self._failure)
+        """Ask how far it is; what has come is copied to where it belongs. After its end the engine is not asked."""
+        if self._over is None:
+            status = self._library.engine.raw.transfer_check_status(self._batch)
+            if status not in (_COMPLETED, _FAILED):
+                return False
+            self._library.ended(self)
+            self._over = "" if status == _COMPLETED else "Mooncake lost the read"
+            if not self._over:
+                self._scatter()
+            self._library.engine.give_back(self._buffer)
+        if self._over:
+            raise TransferError(self._over)
         return True
+
+    def give_up(self) -> None:
+        """End it for us, whatever the engine still does."""
+        self._over = "Mooncake did not end the read"
+        self._library.ended(self)
+        self._library.engine.keep(self._buffer)
+
+    def _scatter(self) -> None:
+        done = 0
+        for address, size in self._spans:
+            _bytes_at(address, size)[:] = self._buffer[done : done + size]
+            done += size
+
+
+class _Memory:
+    """Memory by address, for NumPy."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
+
+
+def _bytes_at(address: int, size: int) -> np.ndarray:
+    return np.asarray(_Memory(address, size))
+
+
+def _load() -> Any:
+    if find_mooncake() is None:
+        raise EnvironmentMissing('kv_transfer.transport: Mooncake is not installed; pip install "fourlane[mooncake]"')
+    try:
+        return importlib.import_module("mooncake.engine")
+    except ImportError as error:
+        raise EnvironmentMissing(
+            f"kv_transfer.transport: Mooncake cannot be loaded: {error}; it needs libibverbs even for TCP "
+            "(Debian and Ubuntu: apt-get install libibverbs1)"
+        ) from error

@@ -47,7 +47,6 @@ class NixlLibrary:
     """
 
     name = "nixl"
-    can_stop = True
     needs_advancing = True
 
     def __init__(self, name: str) -> None:

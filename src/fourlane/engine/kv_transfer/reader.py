@@ -208,9 +208,6 @@ class Reader(TcpReceiver):
     def _overdue_read(self, inlet: Inlet, fetch: _Fetch) -> None:
         """End a read that takes too long: without that its pages could never be used again."""
         fetch.due_at = time.monotonic() + self._timeout_s
-        if not self.library.can_stop:
-            _log.warning("%s: a read from %s does not end; its pages wait", self._mine.name, inlet.name)
-            return
         _log.warning("%s: a read from %s does not end; stopping all reads", self._mine.name, inlet.name)
         try:
             self.library.stop_reads()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fourlane.engine.kv_transfer import library_env
 from fourlane.engine.kv_transfer.library import LibraryStart
 from fourlane.engine.kv_transfer.library_env import KvNetwork, rdma_devices
-from fourlane.engine.kv_transfer.mooncake import MooncakeLibrary, find_mooncake, start_engine
+from fourlane.engine.kv_transfer.mooncake import MooncakeEngine, MooncakeLibrary, find_mooncake
 from fourlane.engine.kv_transfer.nixl import NixlLibrary, find_nixl
 from fourlane.engine.kv_transfer.offers import OfferOutlet
 from fourlane.engine.kv_transfer.reader import library_receiver
@@ -201,11 +201,11 @@ class _MooncakeStarter:
     def __init__(self, name: str, network: KvNetwork) -> None:
         self._name = name
         self._network = network
-        self._engine: object | None = None
+        self._engine: MooncakeEngine | None = None
 
     def __call__(self) -> MooncakeLibrary:
         if self._engine is None:
             devices = self._network.devices if self._network.rdma else ()
             names = [device.partition(":")[0] for device in devices]
-            self._engine = start_engine(self._name, address=self._network.address, devices=names)
-        return MooncakeLibrary(self._name, self._engine, address=self._network.address, rdma=self._network.rdma)
+            self._engine = MooncakeEngine(self._name, address=self._network.address, devices=names)
+        return MooncakeLibrary(self._engine)

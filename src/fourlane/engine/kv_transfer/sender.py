@@ -177,7 +177,7 @@ class Link:
 
     def _note_loss(self, path: int, reason: str) -> None:
         self._lost_at[path], self._reasons[path] = time.monotonic(), reason
-        if self._outlet.paths > 1:
+        if self._outlet.paths > 1 and not self._closing:
             left = f"{len(self._wires)} of {self._outlet.paths} are left"
             _log.warning("KV to %s: connection %d lost: %s; %s", self._owner, path + 1, reason, left)
 

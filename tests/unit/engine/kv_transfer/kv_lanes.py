@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from memory_library import MemoryLibrary
 
 from fourlane.engine.kv_transfer.contract import KvGeometry
 from fourlane.engine.kv_transfer.library import LibraryStart
 from fourlane.engine.kv_transfer.library_env import KvNetwork, apply, mooncake_env, nixl_env
-from fourlane.engine.kv_transfer.mooncake import MooncakeLibrary, find_mooncake, start_engine
+from fourlane.engine.kv_transfer.mooncake import MooncakeEngine, MooncakeLibrary, find_mooncake
 from fourlane.engine.kv_transfer.nixl import NixlLibrary, find_nixl
 from fourlane.engine.kv_transfer.offers import OfferOutlet
 from fourlane.engine.kv_transfer.reader import library_receiver
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 SECRET = Secret(bytes(range(32)))
 GEOMETRY = KvGeometry(layers=3, blocks=12, block_size=4, kv_heads=2, head_dim=8)
 PATIENCE_S = 10.0
-TRANSPORTS = ["tcp", "tcp striped", "shared_memory", "nixl", "mooncake"]
+TRANSPORTS = ["tcp", "tcp striped", "shared_memory", "memory", "nixl", "mooncake"]
+"""What the suite tries; "memory" is a library within this process, for what only a library's reads can do."""
 ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 
 
@@ -170,9 +172,11 @@ def missing(transport: str) -> str:
 
 def start_library(transport: str, name: str) -> Library:
     """Start a library over loopback."""
+    if transport == "memory":
+        return MemoryLibrary()
     if transport == "nixl":
         return NixlLibrary(name)
-    return MooncakeLibrary(name, _mooncake_engine(name.partition("-")[0]), address="127.0.0.1", rdma=False)
+    return MooncakeLibrary(_mooncake_engine(name.partition("-")[0]))
 
 
 @functools.cache
@@ -200,9 +204,9 @@ def _mooncake_missing() -> str:
 
 
 @functools.cache
-def _mooncake_engine(side: str) -> object:
+def _mooncake_engine(side: str) -> MooncakeEngine:
     """Return one engine a side for all tests of this process: ending one takes a second."""
-    return start_engine(side, address="127.0.0.1")
+    return MooncakeEngine(side, address="127.0.0.1")
 
 
 def make_kv(tokens: int, geometry: KvGeometry = GEOMETRY, *, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`fourlane bench`: measure a service under load."""
+"""`fourlane bench serve`: measure a service under load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fourlane.errors import CheckFailed, EnvironmentMissing, SpecError
 if TYPE_CHECKING:
     from fourlane.gateway.load import Client, LoadSettings, Record, Summary
 
-__all__ = ["bench", "stats_of"]
+__all__ = ["serve", "stats_of"]
 
 _INTERRUPTED = 130
 
@@ -32,12 +32,7 @@ Examples:
 """
 
 
-@click.group()
-def bench() -> None:
-    """Measure a service under load."""
-
-
-@bench.command(epilog=EXAMPLES)
+@click.command(epilog=EXAMPLES)
 @click.argument("deployment", required=False, type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field of the deployment.")
 @click.option("--url", help="Measure a service that runs already, fourlane's or another.")
