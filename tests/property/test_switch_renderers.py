@@ -11,6 +11,8 @@ from lane_cases import sound_cases
 from sonic_yang import sonic_yang, thinned
 
 from fourlane.lanes.ports import switches
+from fourlane.lanes.render.eos import render_eos
+from fourlane.lanes.render.nvue import render_nvue
 from fourlane.lanes.render.sonic import render_sonic
 from fourlane.lanes.render.sonic_proof import prove_config_db
 from fourlane.lanes.render.sonic_reading import config_db_differences, planned_classes, read_config_db
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from fourlane.lanes.ports import Switch
     from fourlane.spec.cluster import Cluster
 
-RENDERERS = {"sonic": render_sonic}
+RENDERERS = {"sonic": render_sonic, "nvue": render_nvue, "eos": render_eos}
 
 
 def sonic_of(case: tuple[Cluster, LanePlan]) -> Iterator[tuple[Switch, dict[str, Any]]]:
@@ -39,8 +41,9 @@ def sonic_of(case: tuple[Cluster, LanePlan]) -> Iterator[tuple[Switch, dict[str,
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_sound_plan_renders_and_always_alike(target: str, case: tuple[Cluster, LanePlan]) -> None:
     cluster, plan = case
-    files = RENDERERS[target](plan, cluster)
-    assert files == RENDERERS[target](plan, cluster)
+    files = RENDERERS[target](plan, cluster, every_switch=True)
+    assert files == RENDERERS[target](plan, cluster, every_switch=True)
+    assert len({name.partition(".")[0] for name in files}) == len(switches(cluster))
     assert all(text.endswith("\n") for text in files.values())
 
 

@@ -8,6 +8,7 @@ __all__ = ["lanes"]
 
 _COMMANDS = {
     "check": "Prove that a plan makes sense on a cluster.",
+    "config-db": "Prove SONiC tables, and compare a device with the plan.",
     "diff": "Compare two plans, field by field.",
     "explain": "Say why each figure of a class is what it is, and where that was read.",
     "init": "Write the default plan of a cluster, every figure with its reason.",
@@ -29,6 +30,7 @@ lanes = LazyGroup(
       fourlane lanes show lanes.toml --cluster h800-ft        see it: classes, buffers, queues
       fourlane lanes explain expert                           why each figure is what it is
       fourlane lanes render lanes.toml --cluster h800-ft --target all -o rendered
+      fourlane lanes config-db config_db.json                 find what SONiC's own models do not see
       fourlane lanes lint-env job.env --cluster h800-ft       what an environment really does
 
     --cluster is a file, or a name of the catalog: h800-ft, one-network, lab. Where PLAN is left out, the

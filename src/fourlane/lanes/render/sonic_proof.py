@@ -61,7 +61,8 @@ def prove_config_db(
         *buffer_findings(context),
     ]
     for ports in _alike(db):
-        more = f" (and {len(ports) - 1} ports like it)" if len(ports) > 1 else ""
+        others = "1 port" if len(ports) == 2 else f"{len(ports) - 1} ports"
+        more = f" (and {others} like it)" if len(ports) > 1 else ""
         found += [
             finding.at(finding.place.replace("{port}", ports[0].name) + more) for finding in _port(context, ports[0])
         ]

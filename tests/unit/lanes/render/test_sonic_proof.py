@@ -311,7 +311,7 @@ def test_like_ports_are_told_of_together() -> None:
     put_map("TC_TO_QUEUE_MAP", "2", "9")(tables)
     places = [text for text in found_in(tables) if text.startswith("queue-range: ")]
     assert len(places) == 2  # ports of two speeds
-    assert "PORT_QOS_MAP|Ethernet0: tc_to_queue_map (and 1 ports like it)" in places[0]
+    assert "PORT_QOS_MAP|Ethernet0: tc_to_queue_map (and 1 port like it)" in places[0]
 
 
 def test_adjacent_priorities_that_buffermgrd_joins_are_told_with_the_groups_they_hit() -> None:
