@@ -98,7 +98,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         if path.suffix == ".html":
             path.write_text(_page(figure), encoding="utf-8")
         else:
-            figure.savefig(path)
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: the plot cannot be written: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -65,8 +66,9 @@ def show_findings(findings: list[Finding]) -> None:
     for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.severity)):
         out.print(f"\n{finding.severity}: {finding.check}: {finding.place}", markup=False, soft_wrap=True)
         out.print(f"  found: {finding.found}\n  mend:  {finding.mend}", markup=False, soft_wrap=True)
-    counts = [f"{list(results.values()).count(result)} {result}" for result in ("pass", *_ORDER)]
-    out.print(f"\n{len(CHECKS)} checks: {', '.join(counts)}", markup=False)
+    counts = Counter(results.values())
+    worse = ", ".join(f"{counts[result]} with {result}s" for result in _ORDER)
+    out.print(f"\n{len(CHECKS)} checks: {counts['pass']} passed, {worse}", markup=False)
 
 
 _ORDER = ("error", "warning", "note")

@@ -64,9 +64,9 @@ def render(*, plan: Path | None, cluster: str, overrides: tuple[str, ...], targe
     made = plan_of(plan, read, overrides)
     findings = check_plan(made, read)
     errors = errors_of(findings)
-    for finding in findings:
-        if finding.severity != "note":
-            click.echo(str(finding), err=True)
+    warnings = [finding for finding in findings if finding.severity == "warning"]
+    for finding in (*warnings, *errors):
+        click.echo(str(finding), err=True)
     if errors:
         click.echo("error: nothing was written; mend the errors above", err=True)
         sys.exit(1)

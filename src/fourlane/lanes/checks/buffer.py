@@ -73,8 +73,15 @@ def lossless_classes_cost_headroom(case: Case) -> Iterator[Found]:
         count = len(case.plan.lossless_on(switch.network))
         if count > 1 and budget.headroom_pool:
             share = budget.headroom_pool / budget.buffer
-            found = f"{count} lossless classes take {megabytes(budget.headroom_pool)}, {share:.0%} of the buffer"
-            yield Found("note", f"{switch.name} ({switch.tier.switch})", found, "one lossless class takes half of two")
+            found = (
+                f"{count} lossless classes take {megabytes(budget.headroom_pool)}, {share * 100:.0f} % of the buffer"
+            )
+            yield Found(
+                "note",
+                f"{switch.name} ({switch.tier.switch})",
+                found,
+                "none needed if you can spare it; a lossy class takes none",
+            )
 
 
 def ecn_thresholds_are_within_reach(case: Case) -> Iterator[Found]:
