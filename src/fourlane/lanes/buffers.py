@@ -80,7 +80,7 @@ def switch_budget(plan: LanePlan, switch: Switch) -> Budget:
         for kind in lossless:
             key = (f"{kind.value}: headroom, {port.rate} over {port.cable}", room.size)
             headroom[key] = headroom.get(key, 0) + 1
-            xoffs.append(room.xoff)
+            xoffs.append(int(room.xoff))
     rows = tuple(BudgetRow(purpose, count, each) for (purpose, each), count in headroom.items())
     reserved = tuple(
         BudgetRow(f"{kind.value}: reserved", len(switch.ports), lane.reserved)

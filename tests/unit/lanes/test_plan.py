@@ -13,14 +13,14 @@ from fourlane.lanes.default_plan import default_plan, spelled_ranges
 from fourlane.lanes.plan import DSCPS, dscp_range, load_plan
 from fourlane.lanes.ports import switches
 from fourlane.lanes.reasons import reasons
-from fourlane.spec.load import load_cluster, render
+from fourlane.spec.cluster import Cluster
+from fourlane.spec.load import load_cluster, parse, render
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fourlane.lanes.plan import LanePlan
-    from fourlane.spec.cluster import Cluster
 
 CLUSTERS = ("h800-ft", "lab", "one-network")
 
@@ -165,3 +165,15 @@ def test_only_classes_that_are_marked_declare_themselves_capable_of_it() -> None
     assert default_plan(load_cluster("lab")).classes[TrafficClass.COLLECTIVE].tos == 104
     assert replace(classes[TrafficClass.COLLECTIVE], ect=False).tos == 104
     assert replace(classes[TrafficClass.EXPERT], ect=True).tos == 186
+
+
+def test_a_shared_headroom_pool_holds_at_least_what_one_port_needs_and_is_a_plain_number() -> None:
+    changes = ["hpn.leaf.down_ports=1", "hpn.leaf.up_ports=1", "hpn.spine.down_ports=1"]
+    cluster = parse(render(load_cluster("one-network")), Cluster, changes, source="cluster")
+    plan = default_plan(cluster)
+    pooled = replace(plan, pfc=replace(plan.pfc, shared_headroom=True, oversubscription=8))
+    for switch in switches(cluster):
+        budget = switch_budget(pooled, switch)
+        needed = max(room.xoff for port in switch.ports if (room := headroom_of(pooled, switch, port)))
+        assert type(budget.xoff_pool) is int
+        assert budget.xoff_pool == needed
