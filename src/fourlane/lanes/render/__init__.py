@@ -28,12 +28,12 @@ class Target:
 
 
 TARGETS: Mapping[str, Target] = {
-    "json": Target("the plan as JSON, with its schema", "fourlane.lanes.render.export"),
-    "env": Target("environment files for each role and library, and all of them as JSON", "fourlane.lanes.render.env"),
-    "nic": Target("a shell script a network that checks and sets its NICs", "fourlane.lanes.render.nic"),
+    "sonic": Target("config_db.json tables for SONiC switches", "fourlane.lanes.render.sonic"),
     "nvue": Target("NVUE commands for Cumulus switches; not run on a device", "fourlane.lanes.render.nvue"),
     "eos": Target("configuration for Arista EOS switches; not run on a device", "fourlane.lanes.render.eos"),
-    "sonic": Target("config_db.json tables for SONiC switches", "fourlane.lanes.render.sonic"),
+    "nic": Target("a shell script a network that checks and sets its NICs", "fourlane.lanes.render.nic"),
+    "env": Target("environment files for each role and library, and all of them as JSON", "fourlane.lanes.render.env"),
+    "json": Target("the plan as JSON, with its schema", "fourlane.lanes.render.export"),
 }
 
 
