@@ -203,7 +203,7 @@ def test_nothing_of_a_marker_outlives_its_namespace() -> None:
         pytest.skip(reason)
     with namespace() as switch:
         inside(switch, "ip link add port0 type veth peer name port1")
-        EcnMarker(switch, "port0", dscp=EXPERT, thresholds=STEP_AT_30_KB, line=LINE).close()
+        EcnMarker(switch, "port0", dscp=EXPERT, thresholds=STEP_AT_30_KB, line=LINE)
         filters = inside(switch, "tc filter show dev port0 egress")
         program = int(re.search(r"\bid (\d+)\b", filters)[1])
         assert is_loaded(program)
@@ -211,6 +211,22 @@ def test_nothing_of_a_marker_outlives_its_namespace() -> None:
     while is_loaded(program) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_loaded(program)
+
+
+def test_a_closed_marker_is_gone_from_its_port_and_others_stay() -> None:
+    if reason := why_not_loadable():
+        pytest.skip(reason)
+    with namespace() as switch:
+        inside(switch, "ip link add port0 type veth peer name port1")
+        first, second = (
+            EcnMarker(switch, "port0", dscp=dscp, thresholds=STEP_AT_30_KB, line=LINE) for dscp in (EXPERT, KV)
+        )
+        first.close()
+        filters = inside(switch, "tc filter show dev port0 egress")
+        assert f"ecn-dscp-{EXPERT}" not in filters
+        assert f"ecn-dscp-{KV}" in filters
+        second.close()
+        assert "ecn" not in inside(switch, "tc filter show dev port0 egress")
 
 
 def is_loaded(program: int) -> bool:

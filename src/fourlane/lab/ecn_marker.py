@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fourlane.lab.bpf import ArrayMap, Assembler, load_classifier
-from fourlane.lab.traffic_control import add_classifier
+from fourlane.lab.traffic_control import add_classifier, remove_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ class EcnCounts:
 
 
 class EcnMarker:
-    """Marks one class at one port, from construction until the port or its namespace goes.
+    """Marks one class at one port, from construction until `close`, or until the port or its namespace goes.
 
     Args:
         namespace: the network namespace of the port, such as /proc/PID/ns/net; None for this process's.
@@ -66,13 +66,13 @@ class EcnMarker:
     """
 
     def __init__(self, namespace: Path | None, device: str, *, dscp: int, thresholds: Ecn, line: Rate) -> None:
-        self.device, self.dscp = device, dscp
+        self._namespace, self._device, self._order = namespace, device, 100 + dscp
         self._map = ArrayMap(_ENTRY.size)
         try:
             code = phantom_queue(self._map.descriptor, dscp=dscp, thresholds=thresholds, line=line)
             program = load_classifier(code, f"ecn_dscp_{dscp}")
             try:
-                add_classifier(namespace, device, program, name=f"ecn-dscp-{dscp}", order=100 + dscp)
+                add_classifier(namespace, device, program, name=f"ecn-dscp-{dscp}", order=self._order)
             finally:
                 os.close(program)
         except BaseException:
@@ -85,8 +85,13 @@ class EcnMarker:
         return EcnCounts(packets, over, marked)
 
     def close(self) -> None:
-        """Stop reading; marking goes on as long as the port is there."""
+        """Stop marking.
+
+        Raises:
+            EnvironmentMissing: the port is gone already.
+        """
         self._map.close()
+        remove_classifier(self._namespace, self._device, order=self._order)
 
 
 def phantom_queue(map_descriptor: int, *, dscp: int, thresholds: Ecn, line: Rate) -> bytes:

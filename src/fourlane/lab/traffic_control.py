@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["add_classifier", "in_network_namespace"]
+__all__ = ["add_classifier", "in_network_namespace", "remove_classifier"]
 
 TIMEOUT_S = 5.0
 
 _CLONE_NEWNET = 0x40000000
 _ERROR = 2  # NLMSG_ERROR: also how success is told, with code 0
-_NEW_QDISC, _NEW_FILTER = 36, 44
-_CREATE = 0x0001 | 0x0004 | 0x0200 | 0x0400  # request, acknowledge, exclusive, create
+_NEW_QDISC, _NEW_FILTER, _DELETE_FILTER = 36, 44, 45
+_REQUEST = 0x0001 | 0x0004  # request, acknowledge
+_CREATE = _REQUEST | 0x0200 | 0x0400  # exclusive, create
 _CLSACT_HANDLE, _CLSACT_PARENT, _EGRESS = 0xFFFF0000, 0xFFFFFFF1, 0xFFFFFFF3
 _KIND, _OPTIONS = 1, 2
 _BPF_DESCRIPTOR, _BPF_NAME, _BPF_FLAGS, _DIRECT_ACTION = 6, 7, 8, 1
@@ -52,16 +53,28 @@ def add_classifier(namespace: Path | None, device: str, program: int, *, name: s
     """
 
     def add() -> None:
-        try:
-            index = socket.if_nametoindex(device)
-        except OSError as error:
-            raise EnvironmentMissing(f"{device}: no such device in {namespace or 'this namespace'}") from error
-        with closing(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)) as route:
-            route.settimeout(TIMEOUT_S)
+        index = _index_of(device, namespace)
+        with closing(_route_socket()) as route:
             _ask(route, _NEW_QDISC, _clsact(index), what=f"{device}: add clsact", allow=errno.EEXIST)
             _ask(route, _NEW_FILTER, _filter(index, program, name, order), what=f"{device}: add filter {name}")
 
     in_network_namespace(namespace, add)
+
+
+def remove_classifier(namespace: Path | None, device: str, *, order: int) -> None:
+    """Take away the filter that `add_classifier` put at `order`.
+
+    Raises:
+        EnvironmentMissing: the namespace or the device is gone, or there is no such filter.
+    """
+
+    def remove() -> None:
+        target = _target(_index_of(device, namespace), 0, _EGRESS, order << 16 | _ALL_PROTOCOLS)
+        with closing(_route_socket()) as route:
+            what = f"{device}: remove filter {order}"
+            _ask(route, _DELETE_FILTER, target + _text(_KIND, "bpf"), what=what, flags=_REQUEST)
+
+    in_network_namespace(namespace, remove)
 
 
 def in_network_namespace(namespace: Path | None, function: Callable[[], None]) -> None:
@@ -107,6 +120,19 @@ def _enter(namespace: Path) -> None:
         os.close(descriptor)
 
 
+def _index_of(device: str, namespace: Path | None) -> int:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError as error:
+        raise EnvironmentMissing(f"{device}: no such device in {namespace or 'this namespace'}") from error
+
+
+def _route_socket() -> socket.socket:
+    route = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    route.settimeout(TIMEOUT_S)
+    return route
+
+
 def _clsact(index: int) -> bytes:
     return _target(index, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + _text(_KIND, "clsact")
 
@@ -135,13 +161,13 @@ def _number(kind: int, number: int) -> bytes:
     return _attribute(kind, struct.pack("=I", number))
 
 
-def _ask(route: socket.socket, message: int, body: bytes, *, what: str, allow: int = 0) -> None:
+def _ask(route: socket.socket, message: int, body: bytes, *, what: str, allow: int = 0, flags: int = _CREATE) -> None:
     """Send a request and wait for the kernel's answer.
 
     Raises:
         EnvironmentMissing: it is neither success nor the error number `allow`.
     """
-    route.send(struct.pack("=IHHII", 16 + len(body), message, _CREATE, 1, 0) + body)
+    route.send(struct.pack("=IHHII", 16 + len(body), message, flags, 1, 0) + body)
     answer = route.recv(65536)
     kind, code = struct.unpack_from("=H", answer, 4)[0], struct.unpack_from("=i", answer, 16)[0]
     if kind != _ERROR or code not in (0, -allow):
