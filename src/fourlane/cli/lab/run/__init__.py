@@ -1,0 +1,14 @@
+"""`fourlane lab run`: one experiment."""
+
+from __future__ import annotations
+
+from fourlane.cli import LazyGroup
+
+__all__ = ["run"]
+
+run = LazyGroup(
+    name="run",
+    summaries={"ladder": "The live engine while its network gets better, step by step."},
+    package="fourlane.cli.lab.run",
+    help="Run one experiment in a lab of its own, and take the lab down again.",
+)
