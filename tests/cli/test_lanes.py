@@ -232,3 +232,21 @@ name = "small"
 servers = 2
 hpn = {nic = "connectx-7", rate = "400", interfaces = ["a"], leaf = {switch = "sn5600", count = 1, down_ports = 2}}
 """
+
+
+def test_a_target_the_cluster_has_no_use_for_is_refused_by_name_and_left_out_of_all(tmp_path: Path) -> None:
+    folder = tmp_path / "rendered"
+    out = lanes("render", "--cluster", "lab", "--target", "json,sonic", "-o", folder)
+    assert (out.exit_code, out.stdout, folder.exists()) == (2, "", False)
+    assert "--target sonic: cluster lab has nothing it is for" in out.stderr
+    assert lanes("render", "--cluster", "lab", "--target", "all", "-o", folder).exit_code == 0
+    assert not (folder / "sonic").exists()
+
+
+def test_render_names_files_of_an_earlier_plan(tmp_path: Path) -> None:
+    old = tmp_path / "json" / "old.json"
+    old.parent.mkdir()
+    old.write_text("{}")
+    out = lanes("render", "--cluster", "lab", "--target", "json", "-o", tmp_path)
+    assert f"not of this plan, left as it was: {old}" in out.stdout
+    assert old.read_text() == "{}"

@@ -84,3 +84,8 @@ def test_lines_left_out_may_be_any_but_those_shown_must_be_there(
     shown: list[str], printed: list[str], fit: bool
 ) -> None:
     assert fits(shown, printed) is fit
+
+
+def test_the_readme_counts_the_checks_there_are() -> None:
+    readme = (GUIDE.parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"{len(CHECKS)} checks" in readme

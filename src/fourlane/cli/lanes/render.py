@@ -109,6 +109,6 @@ def _rendered(plan: LanePlan, cluster: Cluster, names: list[str], *, everything:
     for name in names:
         made = render_target(plan, cluster, name)
         if not made and not everything:
-            raise SpecError(f"--target {name}: cluster {cluster.name} has no use for {TARGETS[name].summary}")
+            raise SpecError(f"--target {name}: cluster {cluster.name} has nothing it is for ({TARGETS[name].summary})")
         files |= made
     return files
