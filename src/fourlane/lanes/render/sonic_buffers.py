@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from fourlane.errors import CheckFailed
 from fourlane.lanes.buffers import headroom_of, switch_budget
 from fourlane.lanes.plan import LOSSY_GROUP
 
@@ -36,7 +37,11 @@ PORT_IN, PORT_OUT_LOSSLESS, PORT_OUT_LOSSY = "fourlane_port_in", "fourlane_port_
 
 
 def buffer_tables(plan: LanePlan, switch: Switch) -> dict[str, dict[str, Entry]]:
-    """Return every table that says something about buffers, cables included."""
+    """Return every table that says something about buffers, cables included.
+
+    Raises:
+        CheckFailed: a lossless class needs headroom on a port of which no figure is known.
+    """
     ports = {f"Ethernet{port.lane}": port for port in switch.ports}
     lossless = plan.lossless_on(switch.network)
     out = [*([PORT_OUT_LOSSLESS] if lossless else []), PORT_OUT_LOSSY]
@@ -93,7 +98,11 @@ def _profiles(plan: LanePlan, switch: Switch) -> dict[str, Entry]:
 
 def _lossless_group(plan: LanePlan, switch: Switch, port: Port, lane: Lane) -> Entry:
     room = headroom_of(plan, switch, port)
-    assert room is not None, "a port without a headroom figure is refused before"
+    if room is None:
+        raise CheckFailed(
+            f"{switch.name}: no headroom is published for {port.rate} ports of {switch.tier.switch}, and lossless "
+            'classes run there; set pfc.headroom = "..." to your vendor\'s figure, or lossless = false'
+        )
     own = room.size - room.xoff if plan.pfc.shared_headroom else room.size
     return {
         "pool": INGRESS,
