@@ -46,7 +46,7 @@ def sonic_of(case: tuple[Cluster, LanePlan]) -> Iterator[tuple[Switch, dict[str,
 
 @pytest.mark.parametrize("target", RENDERERS)
 @given(case=sound_cases())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_sound_plan_renders_and_always_alike(target: str, case: tuple[Cluster, LanePlan]) -> None:
     cluster, plan = case
     files = RENDERERS[target](plan, cluster, every_switch=True)
@@ -96,7 +96,7 @@ def test_a_plan_changed_at_random_is_refused_in_words_or_renders(
 
 
 @given(case=sound_cases())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_plan_to_sonic_to_plan_is_the_identity(case: tuple[Cluster, LanePlan]) -> None:
     _, plan = case
     for switch, tables in sonic_of(case):

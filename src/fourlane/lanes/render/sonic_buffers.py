@@ -4,7 +4,8 @@ Two views of the same memory, as SONiC has it. On the way in, one pool: all that
 reserved; a lossless class has a priority group of its own with its headroom, reservation and alpha,
 lossy classes share group 0, which is not limited further. On the way out, a lossy class's queue is
 limited by its alpha and drops or trims beyond; a lossless class's queue is limited by nothing, for what has
-been let in must get out.
+been let in must get out. Headroom is written out, so the tables from which the dynamic model would work it
+out (LOSSLESS_TRAFFIC_PATTERN, DEFAULT_LOSSLESS_BUFFER_PARAMETER) are left alone.
 
 Source: sonic-buildimage, device/mellanox/x86_64-nvidia_sn5600-r0 and device/arista/x86_64-arista_7060x6_64pe
 (which pools there are, and what binds to them); SONiC, doc/qos/dynamically-headroom-calculation.md.

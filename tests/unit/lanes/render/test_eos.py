@@ -91,7 +91,7 @@ def test_avd_accepts_every_sound_plan_and_writes_the_same_text() -> None:
     texts, structured = [], []
     for cluster, plan in [
         *((load_cluster(name), default_plan(load_cluster(name))) for name in CLUSTERS),
-        *drawn_cases(12),
+        *drawn_cases(6),
     ]:
         files = render_eos(plan, cluster, every_switch=True)
         texts += [said(files[f"{switch.name}.eos.cfg"]) for switch in switches(cluster)]
