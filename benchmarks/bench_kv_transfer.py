@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from result_page import write_page
 
-from fourlane.engine.kv_transfer.measure import TRANSPORTS, Sending, absent, time_memcpy
+from fourlane.engine.kv_transfer.installed import TRANSPORTS, absent
+from fourlane.engine.kv_transfer.measure import Sending, time_memcpy
 from fourlane.spec.deployment import KvTransfer
 
 if TYPE_CHECKING:

@@ -155,7 +155,7 @@ class _Plan(NamedTuple):
             EnvironmentMissing: a transport asked for is not here.
         """
         read_sizes = _sizes(sizes)
-        from fourlane.engine.kv_transfer.measure import TRANSPORTS, absent
+        from fourlane.engine.kv_transfer.installed import TRANSPORTS, absent
 
         unknown = [name for name in transports if name not in TRANSPORTS]
         if unknown:

@@ -23,8 +23,6 @@ import numpy as np
 import torch
 
 from fourlane.engine.kv_transfer.contract import KvGeometry
-from fourlane.engine.kv_transfer.mooncake import find_mooncake
-from fourlane.engine.kv_transfer.nixl import find_nixl
 from fourlane.engine.kv_transfer.select import make_receiver, make_sender
 from fourlane.engine.kv_transfer.storage import allocate_kv
 from fourlane.engine.kv_transfer.tcp import listen_at
@@ -41,9 +39,8 @@ if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import Delivery, KvReceiver, KvSender
     from fourlane.spec.deployment import KvTransfer
 
-__all__ = ["GRAIN", "TRANSPORTS", "Sending", "Series", "absent", "time_memcpy"]
+__all__ = ["GRAIN", "Sending", "Series", "time_memcpy"]
 
-TRANSPORTS = ("shared_memory", "tcp", "nixl", "mooncake")
 GRAIN = 1 << 14
 """A sequence's size is a multiple of this: a token of 1 KiB of K and of V in each of 8 layers."""
 _LAYERS, _HEADS, _DIM, _BLOCK = 8, 4, 64, 16
@@ -81,15 +78,6 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     send_s: float = 0.0
     failure: str = ""
-
-
-def absent() -> dict[str, str]:
-    """Return the transports that this machine lacks, with what to do about it."""
-    missing = {}
-    for transport, find in (("nixl", find_nixl), ("mooncake", find_mooncake)):
-        if find() is None:
-            missing[transport] = f'not installed; pip install "fourlane[{transport}]"'
-    return missing
 
 
 def time_memcpy(size: int, repeats: int) -> Series:

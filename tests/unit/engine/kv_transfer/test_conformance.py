@@ -245,7 +245,8 @@ def test_tokens_that_come_twice_fail_the_sequence(lane: Lane) -> None:
     kv = make_kv(8)
     stream.send(0, 0, kv[0, 0, :5], kv[0, 1, :5])
     stream.send(0, 4, kv[0, 0, 4:], kv[0, 1, 4:])
-    assert "tokens 4 to 8 of layer 0 came twice" in arrived.failure()
+    # Over several connections either may be the second.
+    assert re.search("tokens (4 to 8|0 to 5) of layer 0 came twice", arrived.failure())
     assert "came twice" in sent.failure()
 
 

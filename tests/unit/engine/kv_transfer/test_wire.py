@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +19,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kv_lanes import GEOMETRY, SECRET, Ending, Lane, eventually, make_kv, send_all
+from kv_lanes import GEOMETRY, SECRET, Ending, Lane, eventually, make_kv, missing, send_all
 
 from fourlane.engine.kv_transfer.frames import HEADER_BYTES, Header, Kind, Opening, checksum, pack, unpack
 from fourlane.engine.kv_transfer.handshake import shake_hands
 from fourlane.engine.kv_transfer.tcp import places_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 PAGES = [5, 6]
 OTHERS = [block for block in range(GEOMETRY.blocks) if block not in PAGES]
@@ -405,15 +405,39 @@ def stopped(pid: int) -> bool:
     return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
 
 
-def test_a_killed_sender_is_noticed_at_once_and_its_pages_come_back(lane: Lane) -> None:
-    if lane.transport == "memory":
-        pytest.skip("it reads within one process only")
+@pytest.mark.parametrize("transport", ["tcp", "nixl", "mooncake"])
+def test_a_sender_that_hangs_is_given_up_within_the_timeout(make_lane: Callable[..., Lane], transport: str) -> None:
+    if missing(transport):
+        pytest.skip(missing(transport))
+    lane = make_lane(transport, timeout_s=2.0)
     arrived = lane.expect(1, PAGES, 8)
+    with hanging_sender(lane) as process:
+        process.send_signal(signal.SIGSTOP)
+        assert re.search("nothing came from prefill-0|be read from prefill-0", arrived.failure())
+        again = lane.expect(2, PAGES, 8)
+        send_all(lane.open(lane.sender(), 2)[0], make_kv(8))
+        assert again.wait() == 7
+
+
+@contextmanager
+def hanging_sender(lane: Lane) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that sends one layer and then nothing more; killed at the end."""
     words = [sys.executable, "-c", KILLED_SENDER, lane.receiver.endpoint, lane.transport, str(Path(__file__).parent)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"sent\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_sender_is_noticed_at_once_and_its_pages_come_back(lane: Lane) -> None:
+    if lane.transport == "memory":
+        pytest.skip("it reads within one process only")
+    arrived = lane.expect(1, PAGES, 8)
+    with hanging_sender(lane) as process:
         released = Ending()
         if lane.transport == "shared_memory":
             process.send_signal(signal.SIGSTOP)
@@ -427,6 +451,3 @@ def test_a_killed_sender_is_noticed_at_once_and_its_pages_come_back(lane: Lane) 
             assert not arrived.came
         else:
             assert re.search("lost the connection to prefill-0|be read from prefill-0", arrived.failure())
-    finally:
-        process.kill()
-        process.communicate()
