@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import faulty_rank
 import httpx
@@ -14,11 +14,13 @@ import pytest
 from make_random_checkpoint import Shape, write_checkpoint
 from serving import deployment, generate_all
 
+from fourlane.engine.kv_transfer.installed import absent
 from fourlane.engine.messages import Sampling
 from fourlane.gateway.service import running_service
 
 if TYPE_CHECKING:
     from fourlane.gateway.service import Service
+    from fourlane.spec.deployment import KvTransport
 
 pytestmark = pytest.mark.distributed
 
@@ -47,10 +49,12 @@ def metric(service: Service, name: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shared_memory"])
+@pytest.mark.parametrize("transport", ["tcp", "shared_memory", "nixl", "mooncake"])
 def test_damaged_kv_is_noticed_and_sent_again_and_no_token_changes(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, transport: Literal["tcp", "shared_memory"]
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, transport: KvTransport
 ) -> None:
+    if transport in absent():
+        pytest.skip(absent()[transport])
     monkeypatch.setenv("PYTHONPATH", str(Path(faulty_rank.__file__).parent))
     wanted = deployment(checkpoint, prefill=1, decode=2, expert_parallel=1, transport=transport)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourlane.engine.kv_transfer import frames, shared_memory, tcp
+from fourlane.engine.kv_transfer import frames, offers, shared_memory, tcp
 from fourlane.engine.worker import run_rank
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ EVERY = 31
 def run_with_bad_checksums(config: RankConfig) -> int:
     """Serve as a rank; on prefill ranks every thirty-first chunk's checksum is not that of its bytes."""
     if config.role == "prefill":
-        for module in (tcp, shared_memory):
+        for module in (tcp, shared_memory, offers):
             _damage(module)
     return run_rank(config)
 

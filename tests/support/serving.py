@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.messages import Sampling
     from fourlane.gateway.router import Router
+    from fourlane.spec.deployment import KvTransport
 
 __all__ = ["deployment", "generate_all", "serve_and_generate"]
 
@@ -29,7 +30,7 @@ def deployment(  # noqa: PLR0913 - what the tests vary
     unified: int = 0,
     chunk_tokens: int = 512,
     expert_parallel: int | None = None,
-    transport: Literal["auto", "tcp", "shared_memory"] = "auto",
+    transport: KvTransport = "auto",
     exchange: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all",
 ) -> Deployment:
     """Return a deployment of so many ranks a pool, weights float32, any free port."""

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fourlane.engine.kv_transfer.installed import absent
 from fourlane.engine.kv_transfer.library_env import rdma_devices
-from fourlane.engine.kv_transfer.mooncake import find_mooncake
-from fourlane.engine.kv_transfer.nixl import find_nixl
 from fourlane.engine.model.config import resolve_model_path
 from fourlane.errors import CheckpointError, FourlaneError
 from fourlane.gateway.run_dir import RunDir
@@ -196,16 +195,15 @@ def _shared_memory(deployment: Deployment) -> list[Check]:
 
 
 def _kv_libraries(deployment: Deployment) -> list[Check]:
-    transport = deployment.kv_transfer.transport
     devices = ", ".join(rdma_devices()) or "no RDMA device"
+    missing = absent()
     checks = []
-    for name, package in (("nixl", find_nixl()), ("mooncake", find_mooncake())):
-        wanted = transport == name
-        if package is None and wanted:
-            mend = f'pip install "fourlane[{name}]", or --set kv_transfer.transport=auto'
-            checks.append(Check(name=f"KV over {name}", status="fail", found="not installed", mend=mend))
-        elif package is not None:
-            checks.append(Check(name=f"KV over {name}", status="ok", found=f"{package} is installed; {devices}"))
+    for name in ("nixl", "mooncake"):
+        if name not in missing:
+            checks.append(Check(name=f"KV over {name}", status="ok", found=f"installed; {devices}"))
+        elif deployment.kv_transfer.transport == name:
+            mend = f"{missing[name]}; or --set kv_transfer.transport=auto"
+            checks.append(Check(name=f"KV over {name}", status="fail", found="not here", mend=mend))
     return checks
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from fourlane.engine.kv_transfer.mooncake import find_mooncake
 from fourlane.engine.kv_transfer.nixl import find_nixl
 
@@ -17,4 +19,14 @@ def absent() -> dict[str, str]:
     for transport, find in (("nixl", find_nixl), ("mooncake", find_mooncake)):
         if find() is None:
             missing[transport] = f'not installed; pip install "fourlane[{transport}]"'
+    if "mooncake" not in missing and not _loads("libibverbs.so.1"):
+        missing["mooncake"] = "it needs libibverbs even for TCP (Debian and Ubuntu: apt-get install libibverbs1)"
     return missing
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
