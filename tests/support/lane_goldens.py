@@ -1,7 +1,7 @@
 """Golden files of rendered plans: the default plan of every example cluster, target by target.
 
-They lie in tests/golden/lanes/<cluster>/<target>. When a change of what is rendered is meant, write them
-again and read the difference before you commit it:
+They lie in tests/golden/lanes/<cluster>/<target>; "init" stands for the commented plan itself. When a change of
+what is rendered is meant, write them again and read the difference before you commit it:
 
     python tests/support/lane_goldens.py sonic nvue eos
 """
@@ -12,7 +12,9 @@ import importlib
 import sys
 from pathlib import Path
 
+from fourlane.lanes.commented import commented_plan
 from fourlane.lanes.default_plan import default_plan
+from fourlane.lanes.render import TARGETS
 from fourlane.spec.load import load_cluster
 
 GOLDEN = Path(__file__).parents[1] / "golden/lanes"
@@ -22,7 +24,9 @@ CLUSTERS = ("h800-ft", "lab", "one-network")
 def rendered(cluster_name: str, target: str) -> dict[str, str]:
     """Return what a target makes of a cluster's default plan."""
     cluster = load_cluster(cluster_name)
-    module = importlib.import_module(f"fourlane.lanes.render.{target}")
+    if target == "init":
+        return {"lanes.toml": commented_plan(cluster)}
+    module = importlib.import_module(TARGETS[target].module)
     return getattr(module, f"render_{target}")(default_plan(cluster), cluster)
 
 

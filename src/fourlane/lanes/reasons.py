@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fourlane.lanes.default_plan import default_plan
+from fourlane.lanes.ports import switches
+from fourlane.spec.hardware import nic_models
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def reasons(cluster: Cluster, kind: TrafficClass) -> dict[str, Reason]:
         "scheduler": _WHY_SCHEDULER.get(kind, _SHARES),
         "alpha": _WHY_ALPHA[kind] if cluster.dcn or kind is not TrafficClass.KV else _SMALL_ALPHA,
         "reserved": _WHY_RESERVED.get(kind, Reason("nothing set aside: the shared pool serves", _DT)),
-        "lossless": _lossless_reason(kind, lane),
+        "lossless": _lossless_reason(kind, lane, cluster),
         "trim": Reason(
             "cut instead of dropped: the receiver learns at once what to ask for again"
             if lane.trim
@@ -142,19 +144,29 @@ _WHY_ADAPTIVE = Reason(
 _WHY_ECMP = Reason("many flows hash well enough, and these transports need packets in order", "judgement")
 
 
-def _lossless_reason(kind: TrafficClass, lane: Lane) -> Reason:
+def _lossless_reason(kind: TrafficClass, lane: Lane, cluster: Cluster) -> Reason:
     if lane.lossless:
         return Reason(
             "RDMA goes back to the lost packet and repeats all since; with ECN off a pause is the only brake",
             "Microsoft, RDMA over Commodity Ethernet at Scale, SIGCOMM 2016; headroom by SONiC's formula",
         )
     if kind in (TrafficClass.EXPERT, TrafficClass.COLLECTIVE):
-        return Reason(
-            "lossy here: a switch or NIC of the HPN cannot pause, no headroom figure is published for it, or headroom "
-            "for two classes would take over a third of the buffer",
-            "fourlane lanes show, buffer budget",
-        )
+        return _lossy_reason(cluster)
     return Reason("repairs losses by itself, and must never pause a link others share", "judgement")
+
+
+def _lossy_reason(cluster: Cluster) -> Reason:
+    """Return what keeps a class between GPUs from being lossless, as `default_plan` decides it."""
+    hpn = cluster.hpn
+    there = [switch.model for switch in switches(cluster) if switch.network == "hpn"]
+    if hpn.fabric != "roce":
+        return Reason(f"lossy: pauses by priority are for RoCE, and the fabric is {hpn.fabric}", "cluster file")
+    if not nic_models()[hpn.nic].dcb or not all(model.pfc for model in there):
+        return Reason("lossy: a NIC or switch of the HPN cannot pause", "NIC and switch catalog")
+    return Reason(
+        "lossy: headroom for it would take over a third of a switch's buffer, or no figure for it is published",
+        "`fourlane lanes show` with lossless = true",
+    )
 
 
 def _ecn_reason(kind: TrafficClass, lane: Lane) -> Reason:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from lane_cases import clusters
+from lane_goldens import CLUSTERS, kept, rendered
 
 from fourlane.lanes.commented import commented_plan
 from fourlane.lanes.default_plan import default_plan
@@ -14,6 +16,11 @@ from fourlane.spec.load import load_cluster
 
 if TYPE_CHECKING:
     from fourlane.spec.cluster import Cluster
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_plan_that_init_writes_is_the_golden_one(name: str) -> None:
+    assert rendered(name, "init") == kept(name, "init")
 
 
 @given(cluster=clusters())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from lane_cases import sound_cases
+from lane_goldens import CLUSTERS, kept, rendered
 
 from fourlane.lanes.default_plan import default_plan
 from fourlane.lanes.plan import LanePlan
@@ -30,6 +31,11 @@ def test_the_published_schema_is_the_present_one() -> None:
     mend = 'write it again: python -c "from fourlane.lanes.render.export import *; print(plan_schema(), end=str())"'
     assert SCHEMA_FILE.read_text() == plan_schema(), mend
     assert DOCUMENTED.read_text() == plan_schema(), mend
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_exported_plan_is_the_golden_one(name: str) -> None:
+    assert rendered(name, "json") == kept(name, "json")
 
 
 def test_the_schema_is_one_itself() -> None:
