@@ -179,14 +179,6 @@ PLANTED = [
     ),
     Planted("threshold", "has dynamic_th and static_th", put("BUFFER_PROFILE", "fourlane_kv_queue", static_th="9000")),
     Planted(
-        "threshold-mode",
-        'static_th in egress_lossy_pool, whose mode is "dynamic"',
-        both(
-            put("BUFFER_PROFILE", "fourlane_kv_queue", static_th="9000"),
-            drop("BUFFER_PROFILE", "fourlane_kv_queue", "dynamic_th"),
-        ),
-    ),
-    Planted(
         "profile-name",
         "buffermgrd gives such names to its own",
         put("BUFFER_PROFILE", "pg_lossless_400000_5m_profile", pool="ingress_lossless_pool", size="0", dynamic_th="0"),
@@ -231,7 +223,7 @@ PLANTED = [
     ),
     Planted(
         "wred-lossless",
-        "drops early (green) in a queue that pauses",
+        "drops early what it cannot mark (green), in a queue that pauses",
         put("WRED_PROFILE", "fourlane_collective", wred_green_enable="true"),
     ),
     Planted(
@@ -324,6 +316,16 @@ def test_adjacent_priorities_that_buffermgrd_joins_are_told_with_the_groups_they
     assert "groups 3-5 by its own table, over or beside yours (3, 5)" in found
 
 
+def test_a_port_may_leave_its_lossless_groups_to_buffermgrd() -> None:
+    tables = copy.deepcopy(case()[2])
+    both(
+        put("CABLE_LENGTH", "FOURLANE", Ethernet0="40m"),
+        drop("BUFFER_PG", "Ethernet0|3"),
+        drop("BUFFER_PG", "Ethernet0|5"),
+    )(tables)
+    assert found_in(tables) == []
+
+
 def test_in_the_dynamic_model_cables_have_their_length_and_groups_may_be_left_to_it() -> None:
     tables = copy.deepcopy(case()[2])
     both(
@@ -347,6 +349,83 @@ def test_references_in_the_older_spelling_are_understood() -> None:
         tables
     )
     assert found_in(tables) == []
+
+
+def azure_device() -> Tables:
+    """Return the tables SONiC comes with on a small device, ranges and all.
+
+    Source: sonic-buildimage, src/sonic-config-engine/tests/sample_output/py3/buffers-dell6100.json and
+        files/build_templates/qos_config.j2.
+    """
+    ports = ("Ethernet0", "Ethernet1")
+    tcs = [str(tc) for tc in range(8)]
+    marking = {
+        f"{colour}_{end}_threshold": size
+        for colour in ("green", "yellow", "red")
+        for end, size in (("min", "1048576"), ("max", "2097152"))
+    }
+    spans = {"0-2": "egress_lossy_profile", "3-4": "egress_lossless_profile", "5-6": "egress_lossy_profile"}
+    return {
+        "PORT": {port: {"lanes": str(index), "speed": "40000"} for index, port in enumerate(ports)},
+        "CABLE_LENGTH": {"AZURE": dict.fromkeys(ports, "300m")},
+        "DSCP_TO_TC_MAP": {
+            "AZURE": {str(dscp): {3: "3", 4: "4", 46: "5", 48: "6"}.get(dscp, "1") for dscp in range(64)}
+        },
+        "TC_TO_QUEUE_MAP": {"AZURE": dict(zip(tcs, tcs, strict=True))},
+        "TC_TO_PRIORITY_GROUP_MAP": {"AZURE": {tc: tc if tc in "347" else "0" for tc in tcs}},
+        "MAP_PFC_PRIORITY_TO_QUEUE": {"AZURE": dict(zip(tcs, tcs, strict=True))},
+        "PORT_QOS_MAP": {
+            port: {
+                "dscp_to_tc_map": "AZURE",
+                "tc_to_queue_map": "AZURE",
+                "tc_to_pg_map": "AZURE",
+                "pfc_to_queue_map": "AZURE",
+                "pfc_enable": "3,4",
+                "pfcwd_sw_enable": "3,4",
+            }
+            for port in ports
+        },
+        "PFC_WD": {port: {"action": "drop", "detection_time": "200", "restoration_time": "200"} for port in ports},
+        "SCHEDULER": {"scheduler.0": {"type": "DWRR", "weight": "14"}, "scheduler.1": {"type": "DWRR", "weight": "15"}},
+        "WRED_PROFILE": {"AZURE_LOSSLESS": {"ecn": "ecn_all", "wred_green_enable": "true", **marking}},
+        "QUEUE": {
+            f"{port}|{queue}": {"scheduler": "scheduler.1", "wred_profile": "AZURE_LOSSLESS"}
+            if queue in (3, 4)
+            else {"scheduler": "scheduler.0"}
+            for port in ports
+            for queue in range(7)
+        },
+        "BUFFER_POOL": {
+            "ingress_lossless_pool": {"size": "10875072", "type": "ingress", "mode": "dynamic", "xoff": "4194112"},
+            "egress_lossy_pool": {"size": "9243812", "type": "egress", "mode": "dynamic"},
+            "egress_lossless_pool": {"size": "15982720", "type": "egress", "mode": "static"},
+        },
+        "BUFFER_PROFILE": {
+            "ingress_lossy_profile": {"pool": "ingress_lossless_pool", "size": "0", "static_th": "10875072"},
+            "egress_lossless_profile": {"pool": "egress_lossless_pool", "size": "1518", "static_th": "15982720"},
+            "egress_lossy_profile": {"pool": "egress_lossy_pool", "size": "1518", "dynamic_th": "3"},
+        },
+        "BUFFER_PG": {f"{port}|0": {"profile": "ingress_lossy_profile"} for port in ports},
+        "BUFFER_QUEUE": {f"{port}|{span}": {"profile": name} for port in ports for span, name in spans.items()},
+    }
+
+
+def test_of_what_sonic_comes_with_only_its_early_drops_are_an_error() -> None:
+    found = prove_config_db(azure_device())
+    assert {finding.check for finding in found} == {"wred-lossless"}
+    sonic_yang().check(azure_device())
+
+
+def test_what_sonic_comes_with_is_read_class_by_class() -> None:
+    classes = read_config_db(azure_device())["Ethernet0"]
+    assert {tc: classes[tc]["dscps"] for tc in (3, 4, 5, 6)} == {3: [3], 4: [4], 5: [46], 6: [48]}
+    assert (classes[3]["lossless"], classes[3]["weight"], classes[3]["ecn"].kmin) == (True, 15, 1 << 20)
+    assert (classes[5]["lossless"], classes[5]["weight"], classes[5]["ecn"], classes[5]["alpha"]) == (
+        False,
+        14,
+        "off",
+        8.0,
+    )
 
 
 _TEXTS = st.sampled_from(

@@ -83,9 +83,6 @@ def _profile(context: Context, name: str, entry: Entry) -> Iterator[DeviceFindin
     if len(thresholds) != 1 and entry.get("headroom_type") != "dynamic":
         found = f"has {' and '.join(thresholds) or 'neither dynamic_th nor static_th'}"
         yield DeviceFinding("threshold", place, found, "give exactly one")
-    elif pool and thresholds and pool.get("mode") not in (None, thresholds[0].removesuffix("_th")):
-        found = f'{thresholds[0]} in {pool_name}, whose mode is "{pool.get("mode")}"'
-        yield DeviceFinding("threshold-mode", place, found, "use the pool's kind of threshold")
     yield from _alpha(context, place, entry)
     size, xoff = number(entry.get("size")) or 0, number(entry.get("xoff")) or 0
     shared = number(pool.get("xoff")) or 0

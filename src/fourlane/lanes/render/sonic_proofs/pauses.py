@@ -60,7 +60,8 @@ def _paused(context: Context, port: PortView, priority: int) -> Iterator[DeviceF
 
 def _headroom(context: Context, port: PortView, priority: int, group: int) -> Iterator[DeviceFinding]:
     name = context.db.plain(port.of_index("BUFFER_PG", group).get("profile"))
-    if name == "NULL" and context.db.buffer_model == "dynamic":
+    left_to_sonic = _by_buffermgrd(context, port) if not name else name == "NULL" and not _traditional(context)
+    if left_to_sonic:
         return
     if not number(context.db.named("BUFFER_PROFILE", name).get("xoff")):
         has = f'profile "{name}" without xoff' if name else "no profile"
@@ -69,18 +70,26 @@ def _headroom(context: Context, port: PortView, priority: int, group: int) -> It
         yield DeviceFinding("headroom", f"BUFFER_PG|{{port}}|{group}", found, mend)
 
 
+def _traditional(context: Context) -> bool:
+    return context.db.buffer_model == "traditional"
+
+
+def _by_buffermgrd(context: Context, port: PortView) -> bool:
+    """Tell whether buffermgrd writes the port's lossless groups: in the traditional model, by the cable's length."""
+    return bool(port.paused) and _traditional(context) and port.cable not in (None, "0m")
+
+
 def _buffermgrd(context: Context, port: PortView) -> Iterator[DeviceFinding]:
-    """In the traditional model a cable that is not 0m makes buffermgrd write lossless groups itself."""
-    if not port.paused or context.db.buffer_model != "traditional" or port.cable in (None, "0m"):
-        return
-    key = ",".join(map(str, port.paused))
+    """What buffermgrd writes, nobody else may; a port without lossless groups of its own is right to leave it all."""
     spans = _runs(port.paused)
     clash = [own for own in port.keys["BUFFER_PG"] if any(set(indices(own) or ()) & set(run) for run in spans)]
+    if not clash or not _by_buffermgrd(context, port):
+        return
     found = (
-        f"{port.cable}, and pfc_enable {key}: buffermgrd writes the profiles of groups {', '.join(map(_span, spans))} "
-        f"by its own table, over or beside yours ({', '.join(clash) or 'none'})"
+        f"{port.cable}, and pfc_enable {','.join(map(str, port.paused))}: buffermgrd writes the profiles of groups "
+        f"{', '.join(map(_span, spans))} by its own table, over or beside yours ({', '.join(clash)})"
     )
-    mend = "set the cable to 0m, which keeps buffermgrd out, or buffer_model to dynamic"
+    mend = "set the cable to 0m, which keeps buffermgrd out, or remove your groups"
     yield DeviceFinding("group-overwritten", "CABLE_LENGTH: {port}", found, mend)
 
 

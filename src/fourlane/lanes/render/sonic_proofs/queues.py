@@ -105,7 +105,9 @@ def marking_findings(context: Context, port: PortView) -> Iterator[DeviceFinding
         drops = [colour for colour in ("green", "yellow", "red") if profile.get(f"wred_{colour}_enable") == "true"]
         tcs = {tc for tc, own in port.tc_to_queue.items() if own == queue}
         if drops and tcs & set(port.paused):
-            found = f'"{name}" drops early ({", ".join(drops)}) in a queue that pauses: it is lossless no more'
+            found = (
+                f'"{name}" drops early what it cannot mark ({", ".join(drops)}), in a queue that pauses to lose nothing'
+            )
             yield DeviceFinding("wred-lossless", place, found, "set wred_*_enable false: mark only")
         if drops and _carries_control(context, port, tcs):
             found = (
