@@ -23,6 +23,7 @@ __all__ = ["FIGURES", "LadderResult", "Machine", "Sample", "StepResult", "doubts
 
 MOST_STRETCH = 1.10
 MOST_LATENESS_S = 0.010
+LEAST_IDLE = 0.02
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +188,12 @@ def doubts(results: Sequence[StepResult], *, stretch: float) -> list[str]:
         f"{MOST_LATENESS_S * 1e3:.0f} ms: the processors were too busy"
         for step in results
         if step.lateness_s > MOST_LATENESS_S
+    ]
+    found += [
+        f"step {step.name}: the processors were idle {step.idle:.1%} of the time, less than {LEAST_IDLE:.0%}: they may "
+        "be the bottleneck, not the network"
+        for step in results
+        if step.idle < LEAST_IDLE
     ]
     found += [f"step {step.name}: {step.failed} requests failed" for step in results if step.failed]
     return found

@@ -97,7 +97,7 @@ class LabService:
             progress: told now and then how many ranks there are.
 
         Raises:
-            LabError: a process ended, with the end of its log; or who was missing when the time was over.
+            LabError: a process ended, with the end of its log; or the time was over, with who was missing.
         """
         deadline, missing = time.monotonic() + timeout_s, "the gateway does not answer yet"
         while time.monotonic() < deadline:
@@ -111,7 +111,8 @@ class LabService:
             if progress is not None:
                 progress(missing)
             time.sleep(_POLL_S)
-        raise LabError(f"lab: {self.url}: not ready after {timeout_s:.0f} s: {missing}; logs are in {self._folder}")
+        tails = [f"{name}: {line}" for name in self._processes for line in self._last_words(name, 1)]
+        raise LabError("\n".join([f"lab: {self.url}: not ready after {timeout_s:.0f} s: {missing}", *tails]))
 
     def check(self) -> None:
         """See that every process is alive.
@@ -121,7 +122,7 @@ class LabService:
         """
         for name, process in self._processes.items():
             if process.poll() is not None:
-                tail = self._log(name).read_text(errors="replace").strip().splitlines()[-_LOG_LINES:]
+                tail = self._last_words(name, _LOG_LINES)
                 raise LabError("\n".join([f"lab: {name} ended with status {process.returncode}:", *tail]))
 
     def get(self, path: str) -> str:
@@ -192,6 +193,9 @@ class LabService:
                 start_new_session=True,  # Ctrl-C is for who started the lab
             )
         put_first(self._processes[name].pid)
+
+    def _last_words(self, name: str, lines: int) -> list[str]:
+        return self._log(name).read_text(errors="replace").strip().splitlines()[-lines:]
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"

@@ -15,7 +15,7 @@ SETTINGS = LadderSettings()
 STEPS = {step.name: step for step in ladder_steps(SETTINGS)}
 
 
-def sample(step: str, repeat: int, *, slow: float, failed: int = 0) -> Sample:
+def sample(step: str, repeat: int, *, slow: float, failed: int = 0, idle: float = 0.5, late: float = 0.001) -> Sample:
     """Return a sample whose times are `slow` seconds, give or take."""
     return Sample(
         step=step,
@@ -30,8 +30,8 @@ def sample(step: str, repeat: int, *, slow: float, failed: int = 0) -> Sample:
         uplink_share=0.6,
         dropped=3,
         marked=None,
-        idle=0.5,
-        lateness_s=0.0002,
+        idle=idle,
+        lateness_s=late,
     )
 
 
@@ -92,9 +92,13 @@ def test_a_step_that_was_not_taken_has_no_result() -> None:
     assert [result.name for result in sum_up([STEPS["1"], STEPS["4a"]], [sample("1", 0, slow=1.0)])] == ["1"]
 
 
-def test_a_run_is_doubted_when_the_line_is_not_reached_or_requests_fail_or_timers_are_late() -> None:
+def test_a_run_is_doubted_when_the_line_is_not_reached_requests_fail_or_the_processors_are_busy() -> None:
     good = sum_up([STEPS["1"]], [sample("1", 0, slow=1.0)])
     assert doubts(good, stretch=1.02) == []
     assert "1.30 times its ideal time" in doubts(good, stretch=1.3)[0]
     failed = sum_up([STEPS["1"]], [sample("1", 0, slow=1.0, failed=2)])
     assert doubts(failed, stretch=1.0) == ["step 1: 2 requests failed"]
+    busy = sum_up([STEPS["1"]], [sample("1", 0, slow=1.0, idle=0.001, late=0.02)])
+    late, bottleneck = doubts(busy, stretch=1.0)
+    assert "timers rang up to 20.0 ms late" in late
+    assert "idle 0.1% of the time" in bottleneck
