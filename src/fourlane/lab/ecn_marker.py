@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["EcnCounts", "EcnMarker"]
 
 DRAIN = 0.98
-"""The phantom queue's rate as a share of the line: it fills before the real queue does."""
+"""The phantom queue is drained a little slower than the real one, so that it fills first."""
 LONGEST = 4
 """The phantom backlog stops growing at this many `kmax`, so that it empties soon after a burst."""
 
@@ -59,7 +59,7 @@ class EcnMarker:
         device: the port.
         dscp: of the class.
         thresholds: from the lane plan.
-        line: of the port.
+        line: rate of the port, or what of it the class is guaranteed; the phantom queue is drained at `DRAIN` of it.
 
     Raises:
         EnvironmentMissing: eBPF may not be loaded here, or the filter was refused.
