@@ -280,6 +280,7 @@ class Link:
             return True
         if is_finish and self._outlet.paths > 1 and stream.chunks_under_way:
             stream.held = item
+            stream.waits_for, stream.waits_since = "its chunks to be confirmed", time.monotonic()
             return True
         return False
 
@@ -351,10 +352,14 @@ class Link:
 
     def _checked(self, wire: Wire, stream: Stream) -> None:
         wire.checked(stream.sequence_id)
-        stream.chunk_checked(time.monotonic())
-        if stream.held is not None and not stream.chunks_under_way:
+        now = time.monotonic()
+        stream.chunk_checked(now)
+        if stream.held is None:
+            return
+        stream.waits_since = now
+        if not stream.chunks_under_way:
             self._queue.appendleft(stream.held)
-            stream.held = None
+            stream.held = stream.waits_for = None
 
     def _check_times(self) -> None:
         now = time.monotonic()

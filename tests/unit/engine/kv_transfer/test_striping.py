@@ -176,6 +176,20 @@ def test_when_every_nic_is_lost_both_sides_fail_and_say_which(two_nics: Callable
     assert "of 8 layers" in arrived.failure()
 
 
+def test_when_every_nic_swallows_what_it_gets_both_sides_fail_within_the_timeout(
+    two_nics: Callable[..., Paths],
+) -> None:
+    nics = two_nics(timeout_s=1.0)
+    nics.arrives(0)
+    for path in nics.paths:
+        path.swallows_after = path.passed + 2000
+    began = time.monotonic()
+    _, sent, arrived, _ = nics.send(1, tokens=20)
+    assert "no answer for 1 s while waiting for its chunks to be confirmed" in sent.failure()
+    assert "nothing came from prefill-0" in arrived.failure()
+    assert time.monotonic() - began < 4
+
+
 def test_streams_multiply_the_connections_between_each_pair_of_addresses() -> None:
     target = KvAddress(endpoint="tcp://10.0.0.1:1,10.0.1.1:2", blocks=[], owner="decode-0")
     settings = {"geometry": GEOMETRY, "name": "prefill-0", "secret": SECRET, "timeout_s": 1}
