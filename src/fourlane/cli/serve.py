@@ -62,6 +62,7 @@ def serve(*, deployment: Path | None, overrides: tuple[str, ...], secret_file: P
 def _log_to_stderr(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("fourlane").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("fourlane.lanes").setLevel(logging.INFO)  # a line a connection of the gateway's
 
 
 class _Progress:
@@ -93,12 +94,16 @@ class _Progress:
 
     def show_ready(self, service: Service) -> None:
         """Print what runs and how to try it."""
+        from fourlane.gateway.lanes import lane_lines
+        from fourlane.gateway.stats import lanes_now
         from fourlane.report.tables import console, print_table
 
         self._began = True
         self.end()
         out = console()
         print_table(out, _table(service.rows, service))
+        for line in lane_lines(lanes_now(service.state)):
+            out.print(line, markup=False, soft_wrap=True)
         out.print()
         for line in _how_to_try(service):
             out.print(line, markup=False, soft_wrap=True)

@@ -26,19 +26,19 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 
+from fourlane.engine.control_lane import ConnectionWatch
 from fourlane.engine.messages import Hello, decode_from_rank, decode_to_rank, encode
 from fourlane.engine.seal import NO_ECHO, Kind, Opened, Replays, Secret, open_seal, seal
 from fourlane.errors import EngineError, ProtocolError, RankDied
-from fourlane.spec.traffic import TrafficClass, dscp_to_tos
+from fourlane.lanes.connections import LaneEnd
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from fourlane.engine.messages import FromRank, ToRank
 
-__all__ = ["Drops", "Hub", "Listening", "RankChannel", "Secret", "mark_control"]
+__all__ = ["Drops", "Hub", "Listening", "RankChannel", "Secret"]
 
 _log = logging.getLogger(__name__)
-_HEARTBEAT_MS = 2_000
-_HEARTBEAT_TIMEOUT_MS = 10_000
 _SESSION_BYTES = 16
 _MOST_WAITING = 100_000
 _MOST_FRAME_BYTES = 64 << 20
@@ -51,9 +51,12 @@ class RankChannel:
         secret: the deployment's key.
         identity: the rank's name, such as "prefill-0".
         context: a ZeroMQ context to share; None: one of its own. Never one from before a fork.
+        lane: marks its connections; None: by the default.
     """
 
-    def __init__(self, secret: Secret, identity: str, *, context: zmq.SyncContext | None = None) -> None:
+    def __init__(
+        self, secret: Secret, identity: str, *, context: zmq.SyncContext | None = None, lane: LaneEnd | None = None
+    ) -> None:
         self.identity = identity
         self.drops = Drops(f"rank {identity}")
         self.hub_changes = 0
@@ -64,7 +67,7 @@ class RankChannel:
         self._context = context if context is not None else zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.ROUTING_ID, self._address)
-        mark_control(self._socket)
+        self._watch = ConnectionWatch(self._socket, lane or LaneEnd.default(TrafficClass.CONTROL))
         self._hub = NO_ECHO
         self._past_hubs: set[bytes] = set()
         self._counter = 0
@@ -83,6 +86,7 @@ class RankChannel:
         Raises:
             EngineError: the endpoint is malformed.
         """
+        self._watch.begin(endpoint)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -106,6 +110,7 @@ class RankChannel:
     def drain(self) -> list[ToRank]:
         """Return all messages there are, without blocking; bad frames are counted and left out."""
         messages: list[ToRank] = []
+        self._watch.drain()
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
@@ -126,6 +131,7 @@ class RankChannel:
 
     def close(self, *, linger_s: float = 1.0) -> None:
         """Close, waiting at most `linger_s` for what was sent to leave this process."""
+        self._watch.close()
         self._socket.close(linger=round(linger_s * 1000))
         if self._own_context:
             self._context.term()
@@ -187,9 +193,12 @@ class Hub:
     Args:
         secret: the deployment's key.
         context: a ZeroMQ context to share; None: one of its own.
+        lane: marks its connections; None: by the default.
     """
 
-    def __init__(self, secret: Secret, *, context: zmq.asyncio.Context | None = None) -> None:
+    def __init__(
+        self, secret: Secret, *, context: zmq.asyncio.Context | None = None, lane: LaneEnd | None = None
+    ) -> None:
         self.drops = Drops("hub")
         self._secret = secret
         self._own_context = context is None
@@ -197,7 +206,7 @@ class Hub:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        mark_control(self._socket)
+        self._watch = ConnectionWatch(self._socket, lane or LaneEnd.default(TrafficClass.CONTROL))
         self._me = secrets.token_bytes(16)
         self._sessions: dict[str, _Session] = {}
         self._retired: set[bytes] = set()
@@ -209,6 +218,7 @@ class Hub:
         Raises:
             EngineError: the address is taken, malformed or (a socket path) too long.
         """
+        self._watch.begin(endpoint)
         self._listening = Listening(self._socket, endpoint, "control lane")
         return self._listening.endpoint
 
@@ -220,6 +230,7 @@ class Hub:
         """
         while True:
             address, *frames = await self._socket.recv_multipart()
+            self._watch.drain()
             try:
                 received = self._accept(address, frames)
             except ProtocolError as error:
@@ -261,6 +272,7 @@ class Hub:
         """Close, waiting at most `linger_s` for what was sent to leave this process."""
         if self._listening is not None:
             self._listening.remove()
+        self._watch.close()
         self._socket.close(linger=round(linger_s * 1000))
         if self._own_context:
             self._context.term()
@@ -352,16 +364,6 @@ class Drops:
         count = self.counts[reason]
         if count & (count - 1) == 0:
             _log.warning("%s: dropped a frame (%d of this kind): %s", self._owner, count, detail)
-
-
-def mark_control(socket: zmq.Socket[Any]) -> None:
-    """Mark what a ZeroMQ socket sends over TCP as control traffic, and notice peers that are gone."""
-    socket.setsockopt(zmq.TOS, dscp_to_tos(TrafficClass.CONTROL.dscp))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.MAXMSGSIZE, _MOST_FRAME_BYTES)
-    socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
-    socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
 
 
 def _address(identity: str, session: bytes) -> bytes:

@@ -18,12 +18,14 @@ from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.errors import PeerLost
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from fourlane.engine.channel import Secret
     from fourlane.engine.exchange.all_to_all import AllToAllExchange
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.rank_config import RankConfig
+    from fourlane.lanes.connections import LaneBook
     from fourlane.policy.placement import Placement
 
 __all__ = ["StepGroup", "gpu_index"]
@@ -37,7 +39,9 @@ class StepGroup:
     `exchange` is None while the group is not formed (before the first `join`, after `leave`).
     """
 
-    def __init__(self, config: RankConfig, placement: Placement, *, device: torch.device, secret: Secret) -> None:
+    def __init__(
+        self, config: RankConfig, placement: Placement, *, device: torch.device, secret: Secret, lanes: LaneBook
+    ) -> None:
         self.exchange: LocalExchange | AllToAllExchange | None = None
         self.generation = -1
         self.step = 0
@@ -46,6 +50,7 @@ class StepGroup:
         self._placement = placement
         self._device = device
         self._secret = secret
+        self._lanes = lanes
         self._engaged = False
         self.doorbell: Doorbell | None = None
         if config.group_size == 1:
@@ -72,6 +77,8 @@ class StepGroup:
             join_s=JOIN_TIMEOUT_S,
             step_s=config.exchange_timeout_s,
             backend=_backend(self._device, config),
+            lane=self._lanes.end(TrafficClass.EXPERT),
+            control=self._lanes.end(TrafficClass.CONTROL),
         )
         exchange = self._open_exchange(address)
         try:
@@ -122,7 +129,7 @@ class StepGroup:
         config = self._config
         bell = Path(config.run_dir) / f"bell-{config.name}-{generation}"
         address = f"ipc://{bell}" if Path(store).is_absolute() else f"tcp://{config.exchange_address}:*"
-        self.doorbell = Doorbell(self._secret, config.name)
+        self.doorbell = Doorbell(self._secret, config.name, lane=self._lanes.end(TrafficClass.CONTROL))
         endpoints = exchange.tell_all(self.doorbell.bind(address))
         self.doorbell.connect([endpoint for rank, endpoint in enumerate(endpoints) if rank != exchange.rank])
 

@@ -15,6 +15,8 @@ from typing import Literal, TypeVar
 import msgspec
 
 from fourlane.errors import ProtocolError
+from fourlane.lanes.connections import LikeConnections
+from fourlane.lanes.marking import LaneMark
 
 __all__ = [
     "VERSION",
@@ -154,6 +156,7 @@ class Hello(_Message, frozen=True, kw_only=True):
     A rank that has loaded but is in no expert-parallel group yet says `generation` -1 and waits
     for `Regroup`; `rendezvous` is then where its group can meet if it is the group's first rank:
     "host:port", the port being the first of a range from which the gateway takes one a generation.
+    `marks` is what it puts on its sockets, `connections` those it has opened on its lanes so far.
     """
 
     role: Literal["prefill", "decode", "unified"]
@@ -171,6 +174,8 @@ class Hello(_Message, frozen=True, kw_only=True):
     experts: int
     layers: int
     rendezvous: str | None = None
+    marks: list[LaneMark] = []
+    connections: list[LikeConnections] = []
 
 
 class Reserved(_Message, frozen=True, kw_only=True):
@@ -255,6 +260,7 @@ class RankStats(_Message, frozen=True, kw_only=True):
     expert_tokens_LE: list[int]
     balance_max_over_mean: float
     memory_bytes: int
+    connections: list[LikeConnections] = []
 
 
 class PeerLostReport(_Message, frozen=True, kw_only=True):

@@ -12,15 +12,18 @@ import msgspec
 
 from fourlane.engine.model.config import resolve_model_path
 from fourlane.errors import SpecError
+from fourlane.lanes.live import deployment_plan, plan_marks
+from fourlane.lanes.marking import LaneMark, default_marks
 from fourlane.spec.deployment import KvTransport
 from fourlane.spec.deployment_rules import deployment_faults, port_range
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fourlane.spec.deployment import Deployment, Pool
 
-__all__ = ["RankConfig", "control_endpoint", "group_store", "rank_configs"]
+__all__ = ["RankConfig", "control_endpoint", "exchange_of", "group_store", "rank_configs"]
 
 Role = Literal["prefill", "decode", "unified"]
 
@@ -69,7 +72,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     secret_file: str
     run_dir: str
 
-    exchange: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all"
+    exchange: Literal["torch_all_to_all", "tcp"] = "tcp"
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
 
@@ -81,29 +84,42 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kv_ports: tuple[int, int] | None = None
     kv_timeout_s: float = 30.0
 
+    marks: dict[TrafficClass, LaneMark] = msgspec.field(default_factory=default_marks)
+    """What sockets of each class carry: numbers of the lane plan, so that no other host has to read it."""
+
     @property
     def name(self) -> str:
         """Return the identity of the rank on the control lane, such as "prefill-0"."""
         return f"{self.role}-{self.rank}"
 
 
-def rank_configs(deployment: Deployment, run_dir: Path, *, secret_file: Path | None = None) -> list[RankConfig]:
+def rank_configs(
+    deployment: Deployment,
+    run_dir: Path,
+    *,
+    secret_file: Path | None = None,
+    marks: dict[TrafficClass, LaneMark] | None = None,
+) -> list[RankConfig]:
     """Return the configuration of every rank of a deployment, pool by pool, in order of rank.
 
     Args:
         deployment: what is wanted.
         run_dir: folder for sockets and rendezvous files of this run.
         secret_file: the deployment's secret; None: `secret` in the run folder.
+        marks: of the lane plan; None: it is read, if the deployment names one.
 
     Raises:
-        SpecError: the deployment breaks a rule (one that was read from a file does not); all faults.
+        SpecError: the deployment breaks a rule (one that was read from a file does not), or its lane
+            plan cannot be read; all faults.
     """
     faults = [f"{fault.place}: {fault.message}" for fault in deployment_faults(deployment)]
     if faults:
         raise SpecError(*faults)
     secret = secret_file if secret_file is not None else run_dir / "secret"
+    if marks is None:
+        marks = plan_marks(deployment_plan(deployment))
     return [
-        _rank_config(deployment, role, pool, rank, run_dir=run_dir, secret=secret)
+        msgspec.structs.replace(_rank_config(deployment, role, pool, rank, run_dir=run_dir, secret=secret), marks=marks)
         for role, pool in deployment.pools().items()
         for rank in range(pool.ranks)
     ]
@@ -146,7 +162,7 @@ def _rank_config(
         control_endpoint=control_endpoint(deployment, run_dir),
         secret_file=str(secret),
         run_dir=str(run_dir),
-        exchange=deployment.exchange.implementation,
+        exchange=exchange_of(deployment, pool),
         exchange_address=deployment.exchange.address,
         exchange_timeout_s=deployment.exchange.timeout.seconds,
         kv_transport=deployment.kv_transfer.transport,
@@ -157,6 +173,14 @@ def _rank_config(
         kv_ports=_ports(deployment.kv_transfer.ports),
         kv_timeout_s=deployment.kv_transfer.timeout.seconds,
     )
+
+
+def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all", "tcp"]:
+    """Return over what a pool's ranks exchange: what is asked for, or for "auto" by the pool's device."""
+    wanted = deployment.exchange.implementation
+    if wanted != "auto":
+        return wanted
+    return "tcp" if pool.device == "cpu" else "torch_all_to_all"
 
 
 def _ports(ports: str | None) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from fourlane.engine.messages import RankStats
 if TYPE_CHECKING:
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.scheduler import Scheduler
+    from fourlane.lanes.connections import LaneBook
 
 __all__ = ["StatsReporter", "resident_bytes"]
 
@@ -61,12 +62,13 @@ class StatsReporter:
         interval = BUSY_INTERVAL_S if self.steps != self._steps_sent else IDLE_INTERVAL_S
         return max(1, int((self._sent_at + interval - now) * 1000))
 
-    def report(self, counters: ExchangeCounters | None, *, kv_bytes: int) -> RankStats:
+    def report(self, counters: ExchangeCounters | None, *, kv_bytes: int, lanes: LaneBook) -> RankStats:
         """Return the report and start the next interval.
 
         Args:
             counters: of the exchange, None before there is one.
             kv_bytes: payload sent on the kv lane.
+            lanes: knows what connections were opened.
         """
         now = time.monotonic()
         scheduler = self._scheduler
@@ -92,6 +94,7 @@ class StatsReporter:
             expert_tokens_LE=load,
             balance_max_over_mean=counters.balance if counters else 1.0,
             memory_bytes=self._resident(now),
+            connections=lanes.opened(),
         )
 
     def _changed_load(self, counters: ExchangeCounters | None) -> list[int]:

@@ -49,7 +49,9 @@ from fourlane.engine.scheduler import Limits, Scheduler
 from fourlane.engine.sequence import Sequence
 from fourlane.engine.wakeup import Inbox
 from fourlane.errors import EngineError, FourlaneError, PeerLost
+from fourlane.lanes.connections import LaneBook
 from fourlane.policy.placement import linear_placement
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.contract import KvReceiver, KvSender
@@ -137,9 +139,10 @@ class RankWorker:
         )
         self.scheduler = Scheduler(pool, limits)
         self.inbox = Inbox()
-        self.channel = RankChannel(secret, config.name)
+        self.lanes = LaneBook(config.marks, owner=config.name)
+        self.channel = RankChannel(secret, config.name, lane=self.lanes.end(TrafficClass.CONTROL))
         self.channel.connect(config.control_endpoint)
-        self.group = StepGroup(config, placement, device=self.device, secret=secret)
+        self.group = StepGroup(config, placement, device=self.device, secret=secret, lanes=self.lanes)
         self.stats = StatsReporter(self.scheduler)
         self._secret = secret
         self._sender: KvSender | None = None
@@ -307,7 +310,7 @@ class RankWorker:
     def _report_if_due(self) -> None:
         if self.stats.due(time.monotonic()):
             kv_bytes = self._sender.bytes_sent() if self._sender is not None else 0
-            self._post(self.stats.report(self.group.counters, kv_bytes=kv_bytes))
+            self._post(self.stats.report(self.group.counters, kv_bytes=kv_bytes, lanes=self.lanes))
 
     def _hello(self) -> None:
         config = self.config
@@ -328,6 +331,8 @@ class RankWorker:
                 experts=self.placement.experts,
                 layers=self.placement.layers,
                 rendezvous=config.rendezvous,
+                marks=list(config.marks.values()),
+                connections=self.lanes.opened(),
             )
         )
 
@@ -344,13 +349,13 @@ class RankWorker:
         return pages
 
     def _open_kv_lane(self) -> tuple[KvOutbox | None, KvInbox | None]:
-        config, scheduler = self.config, self.scheduler
+        config, scheduler, lane = self.config, self.scheduler, self.lanes.end(TrafficClass.KV)
         if config.role == "prefill":
-            self._sender = make_sender(config, self.geometry, secret=self._secret)
+            self._sender = make_sender(config, self.geometry, secret=self._secret, lane=lane)
             tensor = self.storage.tensor
             return KvOutbox(self._sender, scheduler, tensor, inbox=self.inbox, post=self._post), None
         if config.role == "decode":
-            self._receiver = make_receiver(config, self.storage, self.geometry, secret=self._secret)
+            self._receiver = make_receiver(config, self.storage, self.geometry, secret=self._secret, lane=lane)
             name = config.name
             return None, KvInbox(self._receiver, scheduler, name=name, inbox=self.inbox, post=self._post)
         return None, None

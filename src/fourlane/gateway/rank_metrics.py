@@ -108,7 +108,21 @@ class RankCollector(Collector):
             for lane, total in sorted(rank.lane_bytes().items()):
                 lanes.add_metric([rank.name, lane], total)
         yield lanes
+        yield self._connections()
         yield self._exchange_times()
+
+    def _connections(self) -> Metric:
+        family = CounterMetricFamily(
+            "fourlane_lane_connections",
+            "Connections opened, by class of traffic and the mark the kernel held.",
+            labels=["rank", "lane", "interface", "dscp", "as_planned"],
+        )
+        for rank in self._router.ranks.values():
+            for like in rank.connections():
+                planned = "yes" if like.complete else "no"
+                lane, dscp = like.traffic_class.value, str(like.dscp)
+                family.add_metric([rank.name, lane, like.interface, dscp, planned], like.connections)
+        return family
 
     def _exchange_times(self) -> Metric:
         """Return how long steps waited for the exchange, by pool; the sum is that of `fourlane_exchange_seconds`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.messages import Hello, RankStats, ToRank
     from fourlane.gateway.generation import Attempt
+    from fourlane.lanes.connections import LikeConnections
     from fourlane.spec.deployment import Deployment, Pool
 
 __all__ = ["QUEUE_CHUNKS", "TOTALS", "RankLink", "RankState", "RankView", "expected_ranks", "rank_name"]
@@ -154,6 +155,11 @@ class RankView:
             for lane, total in self.stats.lane_bytes.items():
                 totals[lane] = totals.get(lane, 0) + total
         return totals
+
+    def connections(self) -> list[LikeConnections]:
+        """Return what its process has opened on its lanes, by its latest word."""
+        said = self.stats or self.hello
+        return said.connections if said is not None else []
 
     def totals(self) -> dict[str, float]:
         """Return its running totals (the names of `TOTALS`) since the service began, over all its processes."""

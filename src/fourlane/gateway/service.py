@@ -27,6 +27,7 @@ from fourlane.engine.rank_config import control_endpoint, rank_configs
 from fourlane.engine.seal import Secret
 from fourlane.errors import EnvironmentMissing, RankDied, SpecError
 from fourlane.gateway.app import EmbeddedServer, create_app
+from fourlane.gateway.lanes import unlike_marks
 from fourlane.gateway.metrics import Metrics
 from fourlane.gateway.nursery_client import missing_module
 from fourlane.gateway.ranks import rank_name
@@ -35,7 +36,10 @@ from fourlane.gateway.run_dir import RunDir
 from fourlane.gateway.state import GatewayState, ModelFacts
 from fourlane.gateway.supervisor import Manner, Supervisor
 from fourlane.gateway.tokenizer import ModelTokenizer
+from fourlane.lanes.connections import LaneBook
+from fourlane.lanes.live import deployment_plan, lane_cautions, plan_marks
 from fourlane.spec.load import cautions
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -124,6 +128,8 @@ class Service:
     ) -> None:
         _check_secret(deployment, secret_file)
         self.deployment = deployment
+        self._plan = deployment_plan(deployment)
+        marks = plan_marks(self._plan)
         self._manner = Manner(progress=progress or (lambda _name, _text: None), target=target)
         model = ModelFacts.read(resolve_model_path(deployment.model.path), deployment)
         tokenizer = ModelTokenizer.read(model.folder)
@@ -142,7 +148,8 @@ class Service:
         self._hub: Hub | None = None
         metrics = Metrics(model.name)
         self.router = Router(self, deployment, Limits.of(deployment), metrics)
-        self.state = GatewayState(deployment, model, tokenizer, self.router, metrics)
+        lanes = LaneBook(marks, owner="gateway")
+        self.state = GatewayState(deployment, model, tokenizer, self.router, metrics, lanes)
         self._supervisor: Supervisor | None = None
         self._server: EmbeddedServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -187,14 +194,16 @@ class Service:
         Raises:
             CheckpointError, EnvironmentMissing, EngineError: see `running_service`; call `stop` then.
         """
-        for caution in cautions(self.deployment):
+        for caution in [*cautions(self.deployment), *lane_cautions(self.deployment, self._plan)]:
             _log.warning("%s", caution)
         secret_file = self._secret_file or self.run_dir.path / "secret"
         secret = Secret.read(secret_file) if self._secret_file is not None else Secret.create(secret_file)
-        self._hub = Hub(secret)
+        self._hub = Hub(secret, lane=self.state.lanes.end(TrafficClass.CONTROL))
         endpoint = self._hub.bind(control_endpoint(self.deployment, self.run_dir.path))
         here = _local_endpoint(endpoint)
-        configs = rank_configs(self.deployment, self.run_dir.path, secret_file=secret_file)
+        configs = rank_configs(
+            self.deployment, self.run_dir.path, secret_file=secret_file, marks=self.state.lanes.marks
+        )
         configs = [msgspec.structs.replace(config, control_endpoint=here) for config in configs]
         self._supervisor = Supervisor(self.deployment, configs, self.run_dir, self._hub, self, self._manner)
         self.router.start()
@@ -266,6 +275,12 @@ class Service:
 
     def rank_ready(self, name: str, hello: Hello) -> None:
         """Let the router use a rank."""
+        if unlike := unlike_marks(hello, self.state.lanes.marks):
+            _log.warning(
+                "%s marks its traffic by another lane plan than the gateway's (%s); give both the same file as lanes",
+                name,
+                unlike,
+            )
         self.router.rank_ready(self._names[name], hello)
 
     def rank_lost(self, name: str, reason: str) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fourlane.gateway.metrics import Metrics
     from fourlane.gateway.router import Router
     from fourlane.gateway.tokenizer import ModelTokenizer
+    from fourlane.lanes.connections import LaneBook
     from fourlane.spec.deployment import Deployment
 
 __all__ = ["GatewayState", "ModelFacts"]
@@ -88,6 +89,8 @@ class GatewayState:
     tokenizer: ModelTokenizer
     router: Router
     metrics: Metrics
+    lanes: LaneBook
+    """The marks of every lane, and the gateway's own connections."""
 
     def max_length(self) -> int:
         """Return the most tokens of prompt and output: the model's limit, or less if the ranks' KV caches are small."""

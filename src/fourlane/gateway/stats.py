@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from fourlane.gateway.figures import percentile
+from fourlane.gateway.lanes import LaneState, lane_states
 from fourlane.gateway.rank_metrics import pool_balance
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from fourlane.gateway.ranks import RankView
     from fourlane.gateway.state import GatewayState
 
-__all__ = ["Health", "Stats", "health", "stats"]
+__all__ = ["Health", "Stats", "health", "lanes_now", "stats"]
 
 LARGEST_HEAT = 8192
 """Cells (layers times experts) up to which a pool's expert use is shown layer by layer."""
@@ -35,6 +36,7 @@ class Health(msgspec.Struct, kw_only=True):
     status: Literal["ok", "degraded", "unavailable", "stopping"]
     model: str
     pools: dict[str, PoolHealth]
+    lanes: dict[str, LaneState]
 
 
 class RankFigures(msgspec.Struct, kw_only=True):
@@ -95,7 +97,12 @@ def health(state: GatewayState) -> Health:
     for role, ranks in _by_pool(state).items():
         problems = {rank.name: f"{rank.state}: {rank.detail}" for rank in ranks if rank.state != "ready"}
         pools[role] = PoolHealth(ready=len(ranks) - len(problems), ranks=len(ranks), problems=problems)
-    return Health(status=_status(state, pools), model=state.model.name, pools=pools)
+    return Health(status=_status(state, pools), model=state.model.name, pools=pools, lanes=lanes_now(state))
+
+
+def lanes_now(state: GatewayState) -> dict[str, LaneState]:
+    """Return the state of every lane."""
+    return lane_states(state.deployment, state.lanes.marks, state.router.ranks.values(), state.lanes.opened())
 
 
 def _status(state: GatewayState, pools: dict[str, PoolHealth]) -> Literal["ok", "degraded", "unavailable", "stopping"]:

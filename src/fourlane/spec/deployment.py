@@ -96,19 +96,25 @@ class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How ranks of a pool exchange tokens among experts.
 
-    `implementation` "torch_all_to_all" is gloo on CPUs and NCCL where each rank has a GPU; "tcp"
-    own sockets, full duplex and marked as expert traffic, for hosts without RDMA. `address` is the
-    local IP to bind, on the interface expert traffic shall use.
+    `implementation` "tcp" is own sockets, full duplex and marked as expert traffic, for hosts
+    without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each rank has a GPU. "auto" takes
+    "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address` is the local IP to
+    bind, on the interface expert traffic shall use.
     """
 
-    implementation: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all"
+    implementation: Literal["auto", "torch_all_to_all", "tcp"] = "auto"
     address: str = "127.0.0.1"
     timeout: Duration = Duration.parse("30s")
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One service. Either `prefill` and `decode`, or `unified` (both phases in one pool)."""
+    """One service. Either `prefill` and `decode`, or `unified` (both phases in one pool).
 
+    `lanes` is the file of a lane plan, relative to the deployment file: it says which mark each
+    class of traffic carries. None: the marks of the default plan.
+    """
+
+    lanes: str | None = None
     model: Model = Model()
     gateway: Gateway = Gateway()
     prefill: Pool | None = None

@@ -93,12 +93,15 @@ def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] 
     """Read a deployment file; without one, the bundled model on one prefill and one decode rank.
 
     Without a file, pools that no override names are there by default: both of a split service,
-    or none if an override names `unified`.
+    or none if an override names `unified`. A lane plan that the file names is found beside the file,
+    one that an override names from the working folder.
 
     Raises:
         SpecError: with every fault of the file and the overrides.
     """
-    data = {} if path is None else _read_toml(Path(path))
+    data: dict[str, Any] = {} if path is None else _read_toml(Path(path))
+    if path is not None and isinstance(data.get("lanes"), str):
+        data["lanes"] = str(Path(path).parent / data["lanes"])
     changed = _apply(data, overrides)
     if path is None and "unified" not in data:
         for role in ("prefill", "decode"):

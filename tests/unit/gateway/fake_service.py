@@ -17,6 +17,7 @@ from fourlane.gateway.metrics import Metrics
 from fourlane.gateway.router import Limits, Router
 from fourlane.gateway.state import GatewayState, ModelFacts
 from fourlane.gateway.tokenizer import ModelTokenizer
+from fourlane.lanes.connections import LaneBook
 from fourlane.spec.deployment import Deployment, Gateway, Pool
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def state_of(folder: Path, ranks: FakeRanks, deployment: Deployment, limits: Lim
     facts = ModelFacts.read(folder, deployment)
     metrics = Metrics(facts.name)
     router = Router(ranks, deployment, limits or Limits.of(deployment), metrics)
-    return GatewayState(deployment, facts, ModelTokenizer.read(folder), router, metrics)
+    return GatewayState(deployment, facts, ModelTokenizer.read(folder), router, metrics, LaneBook())
 
 
 class FakeService:

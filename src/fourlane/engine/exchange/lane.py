@@ -1,4 +1,4 @@
-"""Put a communication library's sockets on the expert lane.
+"""Put a communication library's sockets on a lane.
 
 gloo has no option for a traffic class and chooses its ports itself. Its connections are made
 while a group forms, so: note the sockets there are, form the group, mark the new ones.
@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourlane.lanes.marking import mark_socket
+from fourlane.spec.traffic import dscp_to_tos
 
 if TYPE_CHECKING:
+    from fourlane.lanes.connections import LaneEnd
     from fourlane.lanes.marking import Mark
-    from fourlane.spec.traffic import TrafficClass
 
 __all__ = ["mark_new_sockets", "open_sockets"]
 
@@ -32,27 +32,35 @@ def open_sockets() -> dict[str, int]:
     return sockets
 
 
-def mark_new_sockets(before: dict[str, int], traffic_class: TrafficClass) -> list[Mark]:
-    """Mark IP sockets opened since `before` was taken, but not those that carry a mark already.
+def mark_new_sockets(before: dict[str, int], lane: LaneEnd) -> list[Mark]:
+    """Mark IP sockets opened since `before` was taken, but not those that carry another lane's mark.
 
     Args:
         before: what `open_sockets` returned earlier.
-        traffic_class: the lane.
+        lane: the lane; told of connections, while sockets that listen are only marked, so that those
+            they accept begin with the mark.
 
     Returns:
-        What the kernel holds for each socket marked.
+        What the kernel holds for each connection.
     """
     marks = []
     for name, descriptor in open_sockets().items():
         if name in before:
             continue
         with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
-            if sock.family in (socket.AF_INET, socket.AF_INET6) and not _marked(sock):
-                marks.append(mark_socket(sock, traffic_class))
+            if sock.family not in (socket.AF_INET, socket.AF_INET6) or not _free_for(sock, lane):
+                continue
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                lane.mark(sock)
+            else:
+                marks.append(lane.opened(sock))
     return marks
 
 
-def _marked(sock: socket.socket) -> bool:
+def _free_for(sock: socket.socket, lane: LaneEnd) -> bool:
+    """Tell whether a socket carries no mark, or this lane's already (from the socket that accepted it)."""
     if sock.family == socket.AF_INET6:
-        return sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) > 0
-    return sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) > 0
+        tos = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+    else:
+        tos = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS)
+    return tos <= 0 or tos == dscp_to_tos(lane.wanted.dscp)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch.distributed as dist
+
+from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
+from fourlane.lanes.connections import LaneEnd
+from fourlane.spec.traffic import TrafficClass
 
 __all__ = ["GroupAddress", "first_sentence", "open_store"]
 
@@ -15,7 +19,8 @@ class GroupAddress:
     """How the ranks of a group meet.
 
     `store` is a file path, or "host:port" of a store that rank 0 opens; `address` the local IP
-    whose interface carries the exchange. `backend` is "gloo" or "nccl", for torch.distributed.
+    whose interface carries the exchange. `lane` marks the exchange's sockets, `control` those of a
+    store. `backend` is "gloo" or "nccl", for torch.distributed.
 
     Units:
         join_s, step_s: seconds to wait for peers while joining, and inside a collective.
@@ -28,6 +33,8 @@ class GroupAddress:
     join_s: float
     step_s: float
     backend: str = "gloo"
+    lane: LaneEnd = field(default_factory=lambda: LaneEnd.default(TrafficClass.EXPERT))
+    control: LaneEnd = field(default_factory=lambda: LaneEnd.default(TrafficClass.CONTROL))
 
     def absent(self, detail: str) -> str:
         """Say that the group did not form."""
@@ -46,9 +53,12 @@ def open_store(address: GroupAddress) -> dist.Store:
     timeout = timedelta(seconds=address.join_s)
     host, colon, port = address.store.rpartition(":")
     if colon and port.isdigit():
-        return dist.TCPStore(
+        before = open_sockets()
+        tcp_store = dist.TCPStore(
             host, int(port), address.ranks, is_master=address.rank == 0, timeout=timeout, wait_for_workers=False
         )
+        mark_new_sockets(before, address.control)
+        return tcp_store
     store = dist.FileStore(address.store, address.ranks)
     store.set_timeout(timeout)
     return store

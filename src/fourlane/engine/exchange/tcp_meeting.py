@@ -22,8 +22,6 @@ import torch.distributed as dist
 from fourlane.engine.exchange.greeting import NONCE_BYTES, Party, admit, introduce
 from fourlane.engine.exchange.meeting import first_sentence, open_store
 from fourlane.errors import PeerLost, ProtocolError, SpecError
-from fourlane.lanes.marking import mark_socket
-from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from fourlane.engine.exchange.meeting import GroupAddress
@@ -69,7 +67,7 @@ def meet(address: GroupAddress, secret: Secret) -> Meeting:
         SpecError: this host does not have `address.address`.
     """
     deadline = time.monotonic() + address.join_s
-    listener = _listen(address.address)
+    listener = _listen(address)
     with closing(listener), ExitStack() as opened:
         try:
             store = open_store(address)
@@ -81,14 +79,15 @@ def meet(address: GroupAddress, secret: Secret) -> Meeting:
         marks: list[Mark] = []
         for rank in range(address.rank):
             sock = opened.enter_context(_socket(address.address))
-            marks.append(_prepare(sock))
             _connect(sock, address, seats[rank], me, rank, deadline)
+            marks.append(address.lane.opened(sock))
             sockets[rank] = sock
         while missing := [rank for rank in range(address.rank + 1, address.ranks) if sockets[rank] is None]:
             sock = opened.enter_context(_accept(listener, address, missing, deadline))
-            marks.append(_prepare(sock))
+            address.lane.mark(sock)
             rank = _admitted(sock, me, deadline)
             if rank is not None:
+                marks.append(address.lane.opened(sock))
                 sockets[rank] = sock
         opened.pop_all()
     return Meeting(sockets, marks, store)
@@ -129,6 +128,7 @@ def _read_seat(data: bytes, rank: int) -> _Seat:
 
 def _connect(sock: socket.socket, address: GroupAddress, seat: _Seat, me: Party, rank: int, deadline: float) -> None:
     try:
+        address.lane.mark(sock)
         sock.bind((address.address, 0))
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         sock.connect((seat.address, seat.port))
@@ -141,9 +141,11 @@ def _connect(sock: socket.socket, address: GroupAddress, seat: _Seat, me: Party,
 def _accept(listener: socket.socket, address: GroupAddress, missing: list[int], deadline: float) -> socket.socket:
     try:
         listener.settimeout(max(0.001, deadline - time.monotonic()))
-        return listener.accept()[0]
+        sock = listener.accept()[0]
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
         raise PeerLost(address.absent(f"absent: {_ranks(missing)}: {error}")) from error
+    return sock
 
 
 def _admitted(sock: socket.socket, me: Party, deadline: float) -> int | None:
@@ -156,33 +158,27 @@ def _admitted(sock: socket.socket, me: Party, deadline: float) -> int | None:
         return None
 
 
-def _listen(address: str) -> socket.socket:
-    listener = _socket(address)
+def _listen(address: GroupAddress) -> socket.socket:
+    listener = _socket(address.address)
     try:
-        mark_socket(listener, TrafficClass.EXPERT)
-        listener.bind((address, 0))
+        address.lane.mark(listener)
+        listener.bind((address.address, 0))
         listener.listen()
     except OSError as error:
         listener.close()
         raise SpecError(
-            f"exchange.address: cannot listen at {address}: {error.strerror}; give the IP address of the interface "
-            "of this host that expert traffic shall use"
+            f"exchange.address: cannot listen at {address.address}: {error.strerror}; give the IP address of the "
+            "interface of this host that expert traffic shall use"
         ) from error
     return listener
 
 
 def _socket(address: str) -> socket.socket:
+    """Return a socket of an address's family, from which small messages leave at once."""
     family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
-    return socket.socket(family, socket.SOCK_STREAM)
-
-
-def _prepare(sock: socket.socket) -> Mark:
-    """Mark a socket as expert traffic, and let small messages leave at once."""
-    mark = mark_socket(sock, TrafficClass.EXPERT)
-    if not mark.complete:
-        _log.warning("exchange: socket not marked as asked: %s", mark)
+    sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return mark
+    return sock
 
 
 def _peer(sock: socket.socket) -> str:

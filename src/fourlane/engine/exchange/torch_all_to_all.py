@@ -18,13 +18,13 @@ from fourlane.engine.exchange.all_to_all import AllToAllExchange, CarrierError
 from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
 from fourlane.engine.exchange.meeting import first_sentence, open_store
 from fourlane.errors import PeerLost
-from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
 
 __all__ = ["TorchAllToAll"]
@@ -73,9 +73,8 @@ class _TorchCarrier:
     def __init__(self, address: GroupAddress, device: torch.device) -> None:
         self._device = device if address.backend == "nccl" else torch.device("cpu")
         self._ranks = address.ranks
-        before = open_sockets()
-        self._group: Backend | None = _join(address)
-        self.marks = mark_new_sockets(before, TrafficClass.EXPERT)
+        self._group: Backend | None
+        self._group, self.marks = _join(address)
 
     @property
     def device(self) -> torch.device:
@@ -123,20 +122,23 @@ class _Work:
             raise CarrierError(first_sentence(error)) from error
 
 
-def _join(address: GroupAddress) -> Backend:
+def _join(address: GroupAddress) -> tuple[Backend, list[Mark]]:
+    """Form the group; return it and the marks of its connections."""
     # The options' names begin with an underscore for want of others, and the stubs lack them.
     gloo: Any = dist.ProcessGroupGloo
     step_timeout = timedelta(seconds=address.step_s)
     try:
         store = open_store(address)
+        before = open_sockets()  # the store's are not the lane's
         if address.backend == "nccl":
             nccl: Any = dist.ProcessGroupNCCL
             options = nccl.Options()
             options._timeout = step_timeout  # noqa: SLF001
-            return nccl(store, address.rank, address.ranks, options)
+            return nccl(store, address.rank, address.ranks, options), mark_new_sockets(before, address.lane)
         options = gloo._Options()  # noqa: SLF001
         options._devices = [gloo.create_device(hostname=address.address)]  # noqa: SLF001
         options._timeout = step_timeout  # noqa: SLF001
-        return gloo(store, address.rank, address.ranks, options)
+        mark_new_sockets(before, address.lane)  # what listens, before anybody connects to it
+        return gloo(store, address.rank, address.ranks, options), mark_new_sockets(before, address.lane)
     except (RuntimeError, dist.DistStoreError) as error:
         raise PeerLost(address.absent(first_sentence(error))) from error

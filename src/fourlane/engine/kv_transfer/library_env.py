@@ -9,28 +9,24 @@ Source: UCX (UCX_IB_TRAFFIC_CLASS is called a DSCP in its help and is the ToS by
 
 from __future__ import annotations
 
-import fcntl
-import ipaddress
 import logging
 import math
 import os
-import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fourlane.spec.traffic import TrafficClass, dscp_to_tos
+from fourlane.lanes.interfaces import interface_of
+from fourlane.lanes.marking import LaneMark
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
-__all__ = ["KvNetwork", "apply", "interface_of", "kv_tos", "mooncake_env", "nixl_env", "rdma_devices"]
+__all__ = ["KvNetwork", "apply", "mooncake_env", "nixl_env", "rdma_devices"]
 
 _log = logging.getLogger(__name__)
 _INFINIBAND = Path("/sys/class/infiniband")
-_SIOCGIFADDR = 0x8915
-_ECT0 = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +52,7 @@ class KvNetwork:
         devices: Sequence[str] = (),
         gid_index: int | None = None,
         timeout_s: float,
+        tos: int | None = None,
         sysfs: Path = _INFINIBAND,
     ) -> KvNetwork:
         """Work out what the deployment leaves open: the RDMA devices behind the KV address, else its interface."""
@@ -65,12 +62,9 @@ class KvNetwork:
             behind = [device for device, interfaces in here.items() if interface in interfaces]
             devices = [f"{device}:1" for device in behind] or [interface]
         rdma = any(device.partition(":")[0] in here for device in devices)
-        return cls(address, tuple(devices), rdma, gid_index, kv_tos(), timeout_s)
-
-
-def kv_tos() -> int:
-    """Return the ToS byte of KV over RDMA: the class's DSCP, declared ECN-capable, because its queue marks."""
-    return dscp_to_tos(TrafficClass.KV.dscp, ecn=_ECT0)
+        if tos is None:
+            tos = LaneMark.default(TrafficClass.KV).rdma_tos
+        return cls(address, tuple(devices), rdma, gid_index, tos, timeout_s)
 
 
 def rdma_devices(sysfs: Path = _INFINIBAND) -> dict[str, list[str]]:
@@ -82,33 +76,6 @@ def rdma_devices(sysfs: Path = _INFINIBAND) -> dict[str, list[str]]:
         interfaces = device / "device" / "net"
         found[device.name] = sorted(path.name for path in interfaces.iterdir()) if interfaces.is_dir() else []
     return found
-
-
-def interface_of(address: str) -> str | None:
-    """Return the network interface that has an IP address; None if none has."""
-    parsed = ipaddress.ip_address(address)
-    if parsed.version == 6:
-        return _interface_of_v6(parsed.packed)
-    if parsed.is_loopback:
-        return "lo"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue
-            if answer[20:24] == parsed.packed:
-                return name
-    return None
-
-
-def _interface_of_v6(packed: bytes) -> str | None:
-    table = Path("/proc/net/if_inet6")
-    for line in table.read_text(encoding="ascii").splitlines() if table.exists() else ():
-        digits, *_, name = line.split()
-        if bytes.fromhex(digits) == packed:
-            return name
-    return None
 
 
 def nixl_env(network: KvNetwork) -> dict[str, str]:

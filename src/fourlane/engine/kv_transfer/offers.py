@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fourlane.engine.kv_transfer.stream import Chunk
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
+    from fourlane.lanes.connections import LaneEnd
 
 __all__ = ["OfferOutlet", "nap_after"]
 
@@ -46,12 +47,12 @@ class OfferOutlet(TcpOutlet):
     """A connection over which chunks are offered, and the library that exposes them. See `outlet.Outlet`.
 
     Args:
-        target, geometry, name, secret, timeout_s: see `TcpOutlet`.
+        target, geometry, name, secret, timeout_s, lane: see `TcpOutlet`.
         address: of the interface that KV shall use here.
         library: how to start it; done on the link's thread.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what identifies us, and how we connect
         self,
         target: KvAddress,
         *,
@@ -61,10 +62,19 @@ class OfferOutlet(TcpOutlet):
         secret: Secret,
         timeout_s: float,
         library: LibraryStart,
+        lane: LaneEnd | None = None,
     ) -> None:
         self.transport = library.name
         addresses: Sequence[str] = [address]
-        super().__init__(target, geometry=geometry, addresses=addresses, name=name, secret=secret, timeout_s=timeout_s)
+        super().__init__(
+            target,
+            geometry=geometry,
+            addresses=addresses,
+            name=name,
+            secret=secret,
+            timeout_s=timeout_s,
+            lane=lane,
+        )
         self.paths = 1
         self._start = library.start
         self._library: Library | None = None

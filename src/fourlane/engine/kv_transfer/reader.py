@@ -24,6 +24,8 @@ from fourlane.engine.kv_transfer.offers import nap_after
 from fourlane.engine.kv_transfer.reassembly import State
 from fourlane.engine.kv_transfer.tcp import TcpReceiver, endpoint_of
 from fourlane.errors import ProtocolError, TransferError
+from fourlane.lanes.connections import LaneEnd
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     import socket
@@ -254,7 +256,7 @@ class _Nothing:
 _NOTHING = _Nothing()
 
 
-def library_receiver(
+def library_receiver(  # noqa: PLR0913 - what identifies us, and what we read with
     storage: KvStorage,
     library: Library,
     *,
@@ -263,6 +265,7 @@ def library_receiver(
     secret: Secret,
     timeout_s: float,
     also_tcp: bool = False,
+    lane: LaneEnd | None = None,
 ) -> Reader:
     """Start a receiver that reads with a library, and closes it in the end.
 
@@ -272,6 +275,7 @@ def library_receiver(
         listeners: from `listen_at`; offers come over TCP to the first.
         name, secret, timeout_s: see `Receiver`.
         also_tcp: let senders without the library send over TCP.
+        lane: marks the connections over which offers come; None: by the default.
 
     Raises:
         TransferError: the library refuses the memory.
@@ -281,6 +285,7 @@ def library_receiver(
     try:
         reader = Reader(listeners, endpoint, storage, name=name, secret=secret, timeout_s=timeout_s)
         reader.equip(library, also_tcp=also_tcp)
+        reader.lane = lane or LaneEnd.default(TrafficClass.KV)
     except BaseException:
         with suppress(Exception):
             library.close()

@@ -22,6 +22,7 @@ from fourlane.engine.kv_transfer.sender import Sender
 from fourlane.engine.kv_transfer.shared_memory import SharedMemoryOutlet, shared_memory_receiver
 from fourlane.engine.kv_transfer.tcp import TcpOutlet, listen_at, tcp_receiver
 from fourlane.errors import EnvironmentMissing, TransferError
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.rank_config import RankConfig
     from fourlane.engine.seal import Secret
+    from fourlane.lanes.connections import LaneEnd
 
 __all__ = ["Choice", "choose_offer", "choose_way", "make_receiver", "make_sender"]
 
@@ -97,7 +99,9 @@ def choose_way(endpoint: str, owner: str) -> Choice:
     return Choice(transport, f"{owner} offers it, and this host has it too")
 
 
-def make_receiver(config: RankConfig, storage: KvStorage, geometry: KvGeometry, *, secret: Secret) -> Receiver:
+def make_receiver(
+    config: RankConfig, storage: KvStorage, geometry: KvGeometry, *, secret: Secret, lane: LaneEnd | None = None
+) -> Receiver:
     """Start the receiver of a decode rank.
 
     What was chosen is used or fails; nothing is tried after.
@@ -118,11 +122,12 @@ def make_receiver(config: RankConfig, storage: KvStorage, geometry: KvGeometry, 
         return library_receiver(
             storage,
             start_of(config, choice.transport).start(),
-            listeners=listen_at(config.kv_addresses, config.kv_ports),
+            listeners=listen_at(config.kv_addresses, config.kv_ports, lane),
             name=config.name,
             secret=secret,
             timeout_s=config.kv_timeout_s,
             also_tcp=choice.also_tcp,
+            lane=lane,
         )
     return tcp_receiver(
         storage,
@@ -131,10 +136,11 @@ def make_receiver(config: RankConfig, storage: KvStorage, geometry: KvGeometry, 
         name=config.name,
         secret=secret,
         timeout_s=config.kv_timeout_s,
+        lane=lane,
     )
 
 
-def make_sender(config: RankConfig, geometry: KvGeometry, *, secret: Secret) -> Sender:
+def make_sender(config: RankConfig, geometry: KvGeometry, *, secret: Secret, lane: LaneEnd | None = None) -> Sender:
     """Make the sender of a prefill rank; each target's endpoint says which transports it takes."""
     starts: dict[str, LibraryStart] = {}
 
@@ -154,6 +160,7 @@ def make_sender(config: RankConfig, geometry: KvGeometry, *, secret: Secret) -> 
                 name=config.name,
                 secret=secret,
                 timeout_s=config.kv_timeout_s,
+                lane=lane,
             )
         if choice.transport not in starts:
             starts[choice.transport] = start_of(config, choice.transport)
@@ -165,6 +172,7 @@ def make_sender(config: RankConfig, geometry: KvGeometry, *, secret: Secret) -> 
             secret=secret,
             timeout_s=config.kv_timeout_s,
             library=starts[choice.transport],
+            lane=lane,
         )
 
     return Sender(geometry, make_outlet=make_outlet, timeout_s=config.kv_timeout_s)
@@ -186,6 +194,7 @@ def start_of(config: RankConfig, transport: str) -> LibraryStart:
         devices=config.kv_devices,
         gid_index=config.kv_gid_index,
         timeout_s=config.kv_timeout_s,
+        tos=config.marks[TrafficClass.KV].rdma_tos,
     )
     if transport == "nixl":
         loaded = any(name.endswith("._bindings") and "nixl" in name for name in sys.modules)

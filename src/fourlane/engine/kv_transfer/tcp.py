@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
 import secrets
 import socket
 import threading
@@ -22,7 +21,7 @@ from fourlane.engine.kv_transfer.outlet import DirectOutlet
 from fourlane.engine.kv_transfer.receiver import Receiver
 from fourlane.engine.kv_transfer.staging import Staging
 from fourlane.errors import ProtocolError, SpecError, TransferError
-from fourlane.lanes.marking import mark_socket
+from fourlane.lanes.connections import LaneEnd
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
     from fourlane.engine.messages import KvAddress
     from fourlane.engine.seal import Secret
 
-__all__ = ["TcpOutlet", "TcpReceiver", "endpoint_of", "listen_at", "places_of", "prepare_socket", "tcp_receiver"]
+__all__ = ["TcpOutlet", "TcpReceiver", "endpoint_of", "listen_at", "places_of", "tcp_receiver"]
 
-_log = logging.getLogger(__name__)
 _BACKLOG = 128
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -47,10 +45,13 @@ class TcpReceiver(Receiver):
 
     transport = "tcp"
     shares = False
+    lane: LaneEnd
+    """Set before `start`."""
 
     def prepare(self, sock: socket.socket) -> None:
-        """Mark an accepted socket."""
-        prepare_socket(sock)
+        """Mark an accepted socket, and let small frames leave at once."""
+        self.lane.opened(sock)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def tcp_receiver(
@@ -61,6 +62,7 @@ def tcp_receiver(
     name: str,
     secret: Secret,
     timeout_s: float,
+    lane: LaneEnd | None = None,
 ) -> TcpReceiver:
     """Start a receiver that listens on local IP addresses.
 
@@ -69,14 +71,17 @@ def tcp_receiver(
         addresses: of the interfaces that KV shall use.
         ports: first and last port to try; None: any free one.
         name, secret, timeout_s: see `Receiver`.
+        lane: marks its connections; None: by the default.
 
     Raises:
         SpecError: no such address here, or it is none that senders could connect to.
         TransferError: every port of the range is taken.
     """
-    listeners = listen_at(addresses, ports)
+    lane = lane or LaneEnd.default(TrafficClass.KV)
+    listeners = listen_at(addresses, ports, lane)
     endpoint = f"tcp://{endpoint_of(listeners)}"
     receiver = TcpReceiver(listeners, endpoint, storage, name=name, secret=secret, timeout_s=timeout_s)
+    receiver.lane = lane
     receiver.start()
     return receiver
 
@@ -91,12 +96,13 @@ class TcpOutlet(DirectOutlet):
         streams: connections between each pair of addresses.
         name, secret: who we are.
         timeout_s: for connecting, ten seconds at most.
+        lane: marks the connections; None: by the default.
     """
 
     needs_grant = False
     transport = "tcp"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what identifies us, and how we connect
         self,
         target: KvAddress,
         *,
@@ -106,7 +112,9 @@ class TcpOutlet(DirectOutlet):
         secret: Secret,
         timeout_s: float,
         streams: int = 1,
+        lane: LaneEnd | None = None,
     ) -> None:
+        self._lane = lane or LaneEnd.default(TrafficClass.KV)
         self._target = target
         self._theirs = places_of(target.endpoint)
         self._addresses = addresses
@@ -126,10 +134,12 @@ class TcpOutlet(DirectOutlet):
         sock = socket.socket(_family(mine), socket.SOCK_STREAM)
         try:
             self._keep(sock)
-            prepare_socket(sock)
+            self._lane.mark(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.bind((mine, 0))
             sock.settimeout(self._timeout_s)
             sock.connect(theirs)
+            self._lane.opened(sock)
             shake_hands(sock, self._secret, self._opening, timeout_s=self._timeout_s)
         except BaseException as error:
             sock.close()
@@ -182,14 +192,6 @@ class TcpOutlet(DirectOutlet):
                 sock.close()
 
 
-def prepare_socket(sock: socket.socket) -> None:
-    """Mark a socket as KV traffic, and let small frames leave at once."""
-    mark = mark_socket(sock, TrafficClass.KV)
-    if not mark.complete:
-        _log.warning("KV socket not marked as asked: %s", mark)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 def endpoint_of(listeners: Sequence[socket.socket]) -> str:
     """Return where sockets listen, as "ip:port,ip:port"."""
     names = [listener.getsockname()[:2] for listener in listeners]
@@ -223,16 +225,19 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if parsed.version == 6 else socket.AF_INET
 
 
-def listen_at(addresses: Sequence[str], ports: tuple[int, int] | None) -> list[socket.socket]:
+def listen_at(
+    addresses: Sequence[str], ports: tuple[int, int] | None, lane: LaneEnd | None = None
+) -> list[socket.socket]:
     """Listen on each address, on the first port of the range that is free there.
 
     Raises:
         SpecError: an address is none of this host.
         TransferError: every port of the range is taken.
     """
+    lane = lane or LaneEnd.default(TrafficClass.KV)
     listeners: list[socket.socket] = []
     try:
-        listeners += [_listen(address, ports) for address in addresses]
+        listeners += [_listen(address, ports, lane) for address in addresses]
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -240,7 +245,7 @@ def listen_at(addresses: Sequence[str], ports: tuple[int, int] | None) -> list[s
     return listeners
 
 
-def _listen(address: str, ports: tuple[int, int] | None) -> socket.socket:
+def _listen(address: str, ports: tuple[int, int] | None, lane: LaneEnd) -> socket.socket:
     family = _family(address)
     first, last = ports if ports is not None else (0, 0)
     fault: OSError | None = None
@@ -248,7 +253,7 @@ def _listen(address: str, ports: tuple[int, int] | None) -> socket.socket:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            mark_socket(sock, TrafficClass.KV)
+            lane.mark(sock)
             sock.bind((address, port))
             sock.listen(_BACKLOG)
         except OSError as error:
