@@ -10,12 +10,13 @@ import pytest
 from fourlane.engine.kv_transfer.library_env import (
     KvNetwork,
     apply,
-    interface_of,
-    kv_tos,
     mooncake_env,
     nixl_env,
     rdma_devices,
 )
+from fourlane.lanes.interfaces import interface_of
+from fourlane.lanes.marking import LaneMark
+from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,7 @@ def test_the_interface_of_an_address_is_found() -> None:
 
 
 def test_the_mark_is_the_tos_byte_of_dscp_18_declared_ecn_capable() -> None:
-    assert kv_tos() == 18 * 4 + 2
+    assert LaneMark.default(TrafficClass.KV).rdma_tos == 18 * 4 + 2
 
 
 def test_without_devices_named_the_one_behind_the_kv_address_is_taken(sysfs: Path) -> None:
