@@ -12,7 +12,6 @@ import msgspec
 
 from fourlane.engine.model.config import resolve_model_path
 from fourlane.errors import SpecError
-from fourlane.lanes.live import deployment_plan, plan_marks
 from fourlane.lanes.marking import LaneMark, default_marks
 from fourlane.spec.deployment import KvTransport
 from fourlane.spec.deployment_rules import deployment_faults, port_range
@@ -117,6 +116,8 @@ def rank_configs(
         raise SpecError(*faults)
     secret = secret_file if secret_file is not None else run_dir / "secret"
     if marks is None:
+        from fourlane.lanes.live import deployment_plan, plan_marks
+
         marks = plan_marks(deployment_plan(deployment))
     return [
         msgspec.structs.replace(_rank_config(deployment, role, pool, rank, run_dir=run_dir, secret=secret), marks=marks)
