@@ -49,9 +49,9 @@ def show(*, plan: Path | None, cluster: str, overrides: tuple[str, ...], as_json
     tables = [_classes(name, rows) for name, rows in view.networks.items()]
     for switch in view.switches:
         tables += [_budget(switch), _queues(switch)]
-    for index, table in enumerate(tables):
-        if index:
-            out.print()
+    out.print(f"{plan or 'Default plan'} on cluster {view.cluster}", markup=False, soft_wrap=True)
+    for table in tables:
+        out.print()
         print_table(out, table)
     if plot is not None:
         out.print(f"\nplot: {plot}", markup=False, soft_wrap=True)
