@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fourlane.errors import SpecError
 from fourlane.lanes.interfaces import interface_of
 from fourlane.lanes.marking import LaneMark
 from fourlane.spec.traffic import TrafficClass
@@ -23,7 +25,7 @@ from fourlane.spec.traffic import TrafficClass
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
-__all__ = ["KvNetwork", "apply", "mooncake_env", "nixl_env", "rdma_devices"]
+__all__ = ["KvNetwork", "apply", "check_devices", "mooncake_env", "nixl_env", "rdma_devices"]
 
 _log = logging.getLogger(__name__)
 _INFINIBAND = Path("/sys/class/infiniband")
@@ -139,3 +141,20 @@ def apply(
         _log.warning("%s: the library was loaded before its environment was set; it may not heed it", name)
     _log.info("%s: %s", name, " ".join(f"{variable}={value}" for variable, value in held.items()))
     return held
+
+
+def check_devices(devices: Sequence[str], *, sysfs: Path = _INFINIBAND) -> None:
+    """Check that devices are here: a library told of others may take none, or any, without a word.
+
+    Raises:
+        SpecError: every one that is not.
+    """
+    rdma, interfaces = list(rdma_devices(sysfs)), [name for _, name in socket.if_nameindex()]
+    faults = [
+        f"kv_transfer.devices[{index}]: expected an RDMA device ({', '.join(rdma) or 'there is none'}) "
+        f'or an interface ({", ".join(interfaces)}) of this host, got "{device}"'
+        for index, device in enumerate(devices)
+        if device.partition(":")[0] not in rdma and device not in interfaces
+    ]
+    if faults:
+        raise SpecError(*faults)

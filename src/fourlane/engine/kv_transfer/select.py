@@ -183,7 +183,9 @@ def start_of(config: RankConfig, transport: str) -> LibraryStart:
 
     Raises:
         EnvironmentMissing: it is not installed.
+        SpecError: a device of the deployment is not here.
     """
+    library_env.check_devices(config.kv_devices)
     if _FINDERS[transport]() is None:
         raise EnvironmentMissing(
             f'{config.name}: kv_transfer.transport = "{transport}" is not installed here; '

@@ -10,10 +10,12 @@ import pytest
 from fourlane.engine.kv_transfer.library_env import (
     KvNetwork,
     apply,
+    check_devices,
     mooncake_env,
     nixl_env,
     rdma_devices,
 )
+from fourlane.errors import SpecError
 from fourlane.lanes.interfaces import interface_of
 from fourlane.lanes.marking import LaneMark
 from fourlane.spec.traffic import TrafficClass
@@ -90,6 +92,16 @@ def test_without_rdma_mooncake_is_held_to_tcp_at_the_kv_address(tmp_path: Path) 
     assert (found["MC_FORCE_TCP"], found["MC_TCP_BIND_ADDRESS"]) == ("1", "127.0.0.1")
     assert "MC_IB_TC" not in found
     assert mooncake_env(KvNetwork.of("::1", timeout_s=1, sysfs=tmp_path))["MC_USE_IPV6"] == "1"
+
+
+def test_devices_that_are_not_here_are_refused_with_those_that_are(sysfs: Path) -> None:
+    check_devices(["mlx5_0:1", "mlx5_1", "lo"], sysfs=sysfs)
+    with pytest.raises(SpecError) as caught:
+        check_devices(["mlx5_0:1", "mlx5_7:1", "lo:1"], sysfs=sysfs)
+    first, second = caught.value.faults
+    assert first.startswith("kv_transfer.devices[1]: expected an RDMA device (bare_0, mlx5_0, mlx5_1) or an interface")
+    assert first.endswith('of this host, got "mlx5_7:1"')
+    assert second.endswith('got "lo:1"')
 
 
 def test_what_is_set_already_wins_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
