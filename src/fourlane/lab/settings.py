@@ -12,10 +12,15 @@ __all__ = ["wait_for_the_end", "write_sysctls"]
 
 
 def write_sysctls(channel: Channel, settings: dict[str, str]) -> None:
-    """Write settings, by their path under /proc/sys; `net/` there is the namespace's own."""
+    """Write settings, by their path under /proc/sys; `net/` there is the namespace's own.
+
+    `net/bridge` is there only while the kernel filters what bridges pass on; where it is not, nothing is to be set.
+    """
     del channel
     for name, value in settings.items():
-        Path("/proc/sys", name).write_text(value, encoding="ascii")
+        path = Path("/proc/sys", name)
+        if path.exists() or not name.startswith("net/bridge/"):
+            path.write_text(value, encoding="ascii")
 
 
 def wait_for_the_end(channel: Channel) -> None:
