@@ -93,7 +93,14 @@ def switch_settings(topology: Topology, switch: str) -> dict[str, str]:
     unfiltered = dict.fromkeys((f"net/bridge/bridge-nf-call-{table}" for table in ("iptables", "ip6tables")), "0")
     if network.shape == "star":
         return unfiltered
-    return unfiltered | {"net/ipv4/ip_forward": "1", "net/ipv4/fib_multipath_hash_policy": "1", "net/ipv4/conf/all/rp_filter": "0"}
+    # Policy 1 takes the hash that the sending socket drew for itself and draws anew after a timeout. A switch does not
+    # know it; policy 3 looks at addresses, protocol and ports only.
+    return unfiltered | {
+        "net/ipv4/ip_forward": "1",
+        "net/ipv4/fib_multipath_hash_policy": "3",
+        "net/ipv4/fib_multipath_hash_fields": "55",
+        "net/ipv4/conf/all/rp_filter": "0",
+    }
 
 
 def spreading_batch(topology: Topology, leaf: str, name: NetworkName, *, on: bool) -> list[str]:
@@ -109,10 +116,10 @@ def spreading_batch(topology: Topology, leaf: str, name: NetworkName, *, on: boo
     for host in topology.hosts:
         if topology.switch(host, name) != leaf:
             continue
+        # Replaced, not added: clsact may be there already, for marks on the way out.
+        lines += [f"qdisc replace dev to-{host} clsact", f"filter del dev to-{host} ingress"]
         if not on:
-            lines.append(f"filter del dev to-{host} ingress protocol ip prio {SPREADING}")
             continue
-        lines.append(f"qdisc replace dev to-{host} clsact")  # it may be there, for marks on the way out
         for other in range(LEAVES):
             if other == place:
                 continue

@@ -77,7 +77,7 @@ class Lab:
         """Let the leaves spread packets over the spines one by one, or go back to a hash over the flow."""
         for leaf in self.topology.switches(name)[:LEAVES]:
             lines = spreading_batch(self.topology, leaf, name, on=on)
-            self.spaces.run(leaf, ["tc", "-force", "-batch", "-"], text="\n".join(lines) + "\n")
+            self.spaces.run(leaf, ["tc", "-batch", "-"], text="\n".join(lines) + "\n")
 
     def call(self, host: str, target: str, **arguments: object) -> Call:
         """Start a Python function, "module:function", in a host."""

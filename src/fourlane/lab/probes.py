@@ -7,9 +7,6 @@ which all hosts share. Only the standard library and light modules: every probe 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import os
 import select
 import socket
 import struct
@@ -30,7 +27,6 @@ _CHUNK = 1 << 16
 _BIN_S = 0.005
 _GULP = 1 << 16
 """The most to wait for before reading: more would shrink the window that the receiver offers."""
-_SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 def receive(channel: Channel, *, port: int, dscp: int) -> list[tuple[float, int]]:
@@ -85,6 +81,8 @@ def send(channel: Channel, *, to: str, ports: list[int], dscp: int, source_ports
         for sock in writable:
             with contextlib.suppress(BlockingIOError):
                 total += sock.send(data)
+    for sock in sockets:  # what is still under way is dropped, not sent on in the background
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     ready.close()
     return total
 
@@ -95,7 +93,6 @@ def echo(channel: Channel, *, port: int, dscp: int, size: int, reply: int) -> in
     Returns:
         How many messages were answered.
     """
-    _be_prompt()
     answered, back = 0, bytes(reply)
     buffer = bytearray(size)
     with _listening(port, dscp) as listener:
@@ -134,7 +131,6 @@ def ping(
     Returns:
         Seconds from the first byte sent to the last byte of the answer, for every message.
     """
-    _be_prompt()
     took: list[float] = []
     data, buffer = bytes(size), bytearray(reply)
     with _connect(to, port, dscp) as sock:
@@ -150,7 +146,6 @@ def ping(
 
 def answer(channel: Channel, *, port: int, dscp: int, size: int) -> None:
     """Answer every request of one byte with `size` bytes until told to end: a side of an incast."""
-    _be_prompt()
     data = bytes(size)
     with _listening(port, dscp) as listener:
         channel.say(listener.getsockname()[1])
@@ -172,7 +167,6 @@ def ask_all(channel: Channel, *, peers: list[tuple[str, int]], dscp: int, size: 
     Returns:
         Seconds from the first request to the last byte of the last answer, for every round.
     """
-    _be_prompt()
     took: list[float] = []
     buffer = bytearray(1 << 18)
     sockets = [_connect(to, port, dscp) for to, port in peers]
@@ -210,7 +204,6 @@ def timers(channel: Channel, *, every_s: float = 0.002) -> list[float]:
 
     What is late here is late in the kernel's queues too: they send when a timer says so.
     """
-    _be_prompt()
     late: list[float] = []
     channel.say("watching")
     while not channel.stopped():
@@ -315,23 +308,3 @@ def _read_exactly(sock: socket.socket, buffer: bytearray) -> None:
         if count == 0:
             raise ConnectionError("the peer closed its connection")
         got += count
-
-
-def _be_prompt() -> None:
-    return
-    """Run soon after waking: real-time if allowed, else with a higher priority, else in short slices.
-
-    Otherwise a busy machine's scheduler is measured, not the network.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        return
-    with contextlib.suppress(OSError):
-        os.nice(-10)
-        return
-    number = _SYS_SCHED_SETATTR.get(os.uname().machine)
-    if number is not None:
-        # struct sched_attr: size, policy, flags, nice, priority, runtime (here: the slice, 100 us), deadline, period
-        attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, 0, 0, 100_000, 0, 0)
-        if ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0) != 0:
-            assert ctypes.get_errno() != errno.EFAULT
