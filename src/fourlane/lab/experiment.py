@@ -6,20 +6,15 @@ Not for how it is shown to a person (`fourlane.cli`).
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from fourlane.lab.verdict import Verdict
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Arrangement", "Bar", "Metric", "Progress", "Shown", "Unit"]
+__all__ = ["Arrangement", "Bar", "Metric", "Shown", "Unit"]
 
 Unit = Literal["seconds", "share", "bits", "count"]
-Progress = "Callable[[str, int, int], None]"
-"""Told what is being measured, how many steps are done and how many there are."""
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):

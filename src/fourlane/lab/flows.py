@@ -128,7 +128,7 @@ class PingPong:
     """Messages from one host to another, each after the (one-byte) answer to the one before."""
 
     def __init__(self, lab: Lab, source: str, target: str, network: NetworkName, *, dscp: int, size: int) -> None:
-        self._echo = lab.call(target, PROBES + "echo", port=0, dscp=dscp, size=size, reply=1)
+        self._echo = lab.call(target, PROBES + "echo", port=0, dscp=dscp, size=size)
         self._port = self._echo.heard(HEARD_S)
         self._settings = {"to": lab.address(target, network), "port": self._port, "dscp": dscp, "size": size}
         self._lab, self._source = lab, source
@@ -147,7 +147,7 @@ class PingPong:
         Returns:
             Seconds that each message took, and when the game began and ended.
         """
-        call = self._lab.call(self._source, PROBES + "ping", **self._settings, reply=1, count=0)
+        call = self._lab.call(self._source, PROBES + "ping", **self._settings, count=0)
         call.heard(HEARD_S)
         began = time.monotonic()
         time.sleep(seconds)
@@ -156,7 +156,7 @@ class PingPong:
 
     def count(self, messages: int, *, pause_s: float = 0.0) -> list[float]:
         """Play so many messages, with a pause before each."""
-        call = self._lab.call(self._source, PROBES + "ping", **self._settings, reply=1, count=messages, pause_s=pause_s)
+        call = self._lab.call(self._source, PROBES + "ping", **self._settings, count=messages, pause_s=pause_s)
         call.heard(HEARD_S)
         return call.result(SILENCE_S + HEARD_S)
 
@@ -167,9 +167,7 @@ def incast(
     """Let peers answer one request at once, again and again; return the seconds each round took."""
     answers = [lab.call(peer, PROBES + "answer", port=0, dscp=dscp, size=size) for peer in peers]
     try:
-        ends = [
-            (lab.address(peer, network), call.heard(HEARD_S)) for peer, call in zip(peers, answers, strict=True)
-        ]
+        ends = [(lab.address(peer, network), call.heard(HEARD_S)) for peer, call in zip(peers, answers, strict=True)]
         call = lab.call(middle, PROBES + "ask_all", peers=ends, dscp=dscp, size=size, count=rounds)
         call.heard(HEARD_S)
         return call.result(SILENCE_S + HEARD_S)

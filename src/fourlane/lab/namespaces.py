@@ -196,6 +196,15 @@ class Namespaces:
         self._receive(START_S)
         return Call(f"{name}: {target.rpartition(':')[2]}", ours)
 
+    def check(self) -> None:
+        """See that the namespaces are still held.
+
+        Raises:
+            LabError: the keeper has ended.
+        """
+        if self._keeper.poll() is not None:
+            raise LabError(f"lab keeper (process {self._keeper.pid}): ended with {self._keeper.returncode}")
+
     def close(self) -> None:
         """Kill everything in the namespaces and take them down."""
         self._control.close()

@@ -87,13 +87,13 @@ def send(channel: Channel, *, to: str, ports: list[int], dscp: int, source_ports
     return total
 
 
-def echo(channel: Channel, *, port: int, dscp: int, size: int, reply: int) -> int:
-    """Answer every `size` bytes with `reply` bytes, on one connection after another, until told to end.
+def echo(channel: Channel, *, port: int, dscp: int, size: int) -> int:
+    """Answer every `size` bytes with one byte, on one connection after another, until told to end.
 
     Returns:
         How many messages were answered.
     """
-    answered, back = 0, bytes(reply)
+    answered, back = 0, bytes(1)
     buffer = bytearray(size)
     with _listening(port, dscp) as listener:
         channel.say(listener.getsockname()[1])
@@ -121,9 +121,9 @@ def echo(channel: Channel, *, port: int, dscp: int, size: int, reply: int) -> in
 
 
 def ping(
-    channel: Channel, *, to: str, port: int, dscp: int, size: int, reply: int, count: int, pause_s: float = 0.0
+    channel: Channel, *, to: str, port: int, dscp: int, size: int, count: int, pause_s: float = 0.0
 ) -> list[float]:
-    """Send messages of `size` bytes, each after the answer to the one before.
+    """Send messages of `size` bytes, each after the answer (one byte) to the one before.
 
     Args:
         count: how many; 0: until told to end.
@@ -132,7 +132,7 @@ def ping(
         Seconds from the first byte sent to the last byte of the answer, for every message.
     """
     took: list[float] = []
-    data, buffer = bytes(size), bytearray(reply)
+    data, buffer = bytes(size), bytearray(1)
     with _connect(to, port, dscp) as sock:
         sock.settimeout(SILENCE_S)
         channel.say("connected")
@@ -172,31 +172,40 @@ def ask_all(channel: Channel, *, peers: list[tuple[str, int]], dscp: int, size: 
     sockets = [_connect(to, port, dscp) for to, port in peers]
     channel.say("connected")
     for sock in sockets:
-        sock.setblocking(False)
+        sock.settimeout(0)
     while len(took) < count and not channel.stopped():
         began = time.monotonic()
         for sock in sockets:
             sock.send(b"?")
-        missing = dict.fromkeys(sockets, size)
-        for sock in sockets:
-            _wake_at(sock, size)
-        while missing:
-            readable, _, _ = select.select(list(missing), [], [], SILENCE_S)
-            if not readable:
-                raise TimeoutError(f"{len(missing)} of {len(peers)} answers are not there after {SILENCE_S:.0f} s")
-            for sock in readable:
-                got = _into(sock, buffer)
-                if got == 0:
-                    raise ConnectionError("a peer closed its connection")
-                missing[sock] -= got or 0
-                if missing[sock] == 0:
-                    del missing[sock]
-                else:
-                    _wake_at(sock, missing[sock])
+        _collect(sockets, size, buffer)
         took.append(time.monotonic() - began)
     for sock in sockets:
         sock.close()
     return took
+
+
+def _collect(sockets: list[socket.socket], size: int, buffer: bytearray) -> None:
+    """Read `size` bytes from each of the sockets."""
+    missing = dict.fromkeys(sockets, size)
+    poller = select.poll()
+    for sock in sockets:
+        _wake_at(sock, size)
+        poller.register(sock, select.POLLIN)
+    by_descriptor = {sock.fileno(): sock for sock in sockets}
+    while missing:
+        ready = poller.poll(SILENCE_S * 1e3)
+        if not ready:
+            raise TimeoutError(f"{len(missing)} of {len(sockets)} answers are not there after {SILENCE_S:.0f} s")
+        for sock in (by_descriptor[descriptor] for descriptor, _ in ready):
+            got = _into(sock, buffer)
+            if got == 0:
+                raise ConnectionError("a peer closed its connection")
+            missing[sock] -= got or 0
+            if missing[sock] == 0:
+                del missing[sock]
+                poller.unregister(sock)
+            else:
+                _wake_at(sock, missing[sock])
 
 
 def timers(channel: Channel, *, every_s: float = 0.002) -> list[float]:
@@ -226,7 +235,7 @@ class _Poller:
             self.add(sock)
 
     def add(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        sock.settimeout(0)
         self._sockets[sock.fileno()] = sock
         self._epoll.register(sock, self._mask)
 
@@ -298,7 +307,7 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
     sock.settimeout(SILENCE_S)
     with contextlib.suppress(ConnectionError):
         sock.sendall(data)
-    sock.setblocking(False)
+    sock.settimeout(0)
 
 
 def _read_exactly(sock: socket.socket, buffer: bytearray) -> None:

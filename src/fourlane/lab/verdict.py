@@ -2,7 +2,8 @@
 
 The self-check: every lane's class counts a packet with its mark and no other; a message of 256 KiB takes the time
 the line needs for it; short messages on an idle line are quick. The watch: how late timers rang (queues send when a
-timer says so), how much of the processor others took.
+timer says so, so a processor with too much to do shows there), how much of the processor other machines took. What else
+this machine does is no fault by itself: the lab's processes go first where this user may say so.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ MOST_OFF = 0.05
 MOST_IDLE_P99_S = 1e-3
 MOST_LATENESS_S = 2e-3
 MOST_STOLEN = 0.05
-LEAST_IDLE = 0.02
 MARKED = 20
 CLOCK_TICKS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
@@ -74,7 +74,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             return "invalid: " + "; ".join(self.reasons)
         return (
             f"valid (256 KiB take {self.calibration.stretch:.3f} of their ideal time; timers at most "
-            f"{self.watched.lateness_p99_s * 1e6:.0f} us late in 99 % of cases; processors {self.watched.idle:.0%} idle)"
+            f"{self.watched.lateness_p99_s * 1e6:.0f} us late in 99 % of cases)"
         )
 
 
@@ -179,8 +179,6 @@ def judge(calibration: Calibration, watched: Watched, *, doubts: Sequence[str] =
         reasons.append(f"1 % of timers were over {watched.lateness_p99_s * 1e3:.1f} ms late, expected at most 2 ms")
     if watched.stolen > MOST_STOLEN:
         reasons.append(f"other machines took {watched.stolen:.0%} of the processors, expected at most 5 %")
-    if watched.idle < LEAST_IDLE:
-        reasons.append(f"the processors were {watched.idle:.0%} idle: they are the bottleneck, not the network")
     return Verdict(valid=not reasons, reasons=tuple(reasons), calibration=calibration, watched=watched)
 
 

@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "incast": "Several hosts answer at once: a starved expert buffer against the plan's.",
     "collision": "Two elephants over two spines: hashed by flow, spread by packet.",
     "kv": "KV bandwidth beside expert traffic: shared network against one of its own.",
+    "marks": "The running engine: does every lane carry its DSCP on its interface?",
 }
 
 

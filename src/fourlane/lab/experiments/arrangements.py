@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fourlane.lanes.default_plan import default_plan
+from fourlane.lanes.plan import LanePlan
 from fourlane.lanes.render.host import host_queues
 from fourlane.spec.load import load_cluster
 from fourlane.spec.traffic import TrafficClass
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fourlane.lab.topology import Port
-    from fourlane.lanes.plan import LanePlan
     from fourlane.lanes.render.host import HostQueues
 
 __all__ = ["BUFFER", "Settings", "lanes_of", "one_network_plan", "plan_of", "turns"]
@@ -48,9 +48,9 @@ def plan_of(settings: Settings) -> LanePlan:
 
 
 def one_network_plan(settings: Settings) -> LanePlan:
-    """Return a lane plan with KV on the expert network: the given one if it is such, else one with expert traffic first.
+    """Return a lane plan with KV on the expert network: the given one if it is such.
 
-    That is the default for one network with 90 of 100 parts for expert traffic and no cap on KV. HTB gives a lane that
+    Else the default for one network, with 90 of 100 parts for expert traffic and no cap on KV. HTB gives a lane that
     asks by fits and starts, as a ping-pong does, little more than its own part: what idle lanes leave goes to those
     with a backlog.
     """
@@ -59,9 +59,7 @@ def one_network_plan(settings: Settings) -> LanePlan:
     plan = default_plan(msgspec.structs.replace(load_cluster("lab"), dcn=None))
     weights = {TrafficClass.EXPERT: 90, TrafficClass.KV: 4}
     classes = {
-        kind: lane
-        if lane.weight is None
-        else msgspec.structs.replace(lane, weight=weights.get(kind, 2), cap=None)
+        kind: lane if lane.weight is None else msgspec.structs.replace(lane, weight=weights.get(kind, 2), cap=None)
         for kind, lane in plan.classes.items()
     }
     return msgspec.structs.replace(plan, classes=classes)

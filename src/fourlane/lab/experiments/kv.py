@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fourlane.lab.experiment import Arrangement, Bar, Metric, Shown
 from fourlane.lab.experiments.arrangements import BUFFER, lanes_of, one_network_plan, plan_of, turns
-from fourlane.lab.experiments.isolation import EXPERT, TARGET, measure_beside_kv
+from fourlane.lab.experiments.isolation import EXPERT, RATE, TARGET, measure_beside_kv
 from fourlane.lab.network import Lab
 from fourlane.lab.queues import one_fifo
 from fourlane.lab.topology import star
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fourlane.lab.experiments.arrangements import Settings
+    from fourlane.spec.cluster import NetworkName
 
 __all__ = ["run"]
 
@@ -34,7 +35,7 @@ METRICS = (
 def run(settings: Settings, progress: Callable[[str, int, int], None]) -> Shown:
     """Measure every arrangement in turn, several times over."""
     figures: dict[str, dict[str, list[float]]] = {name: {"kv": [], "expert": []} for name in (FIFO, LANE, NETWORK)}
-    topology = star(4, rate=settings.rate)
+    topology = star(4, rate=settings.rate or RATE)
     rate = topology.networks[0].rate
     plan = turns(tuple(figures), settings.repeats)
     with Lab(topology) as lab:
@@ -49,7 +50,7 @@ def run(settings: Settings, progress: Callable[[str, int, int], None]) -> Shown:
                 else:
                     wanted = one_network_plan(settings) if name == LANE else plan_of(settings)
                     lab.lanes(lanes_of(wanted, rate), network="hpn")
-                network = "dcn" if name == NETWORK else "hpn"
+                network: NetworkName = "dcn" if name == NETWORK else "hpn"
                 p50, _, kv = measure_beside_kv(lab, network, settings.seconds(MEASURE_S), message=MESSAGE)
                 figures[name]["kv"].append(kv)
                 figures[name]["expert"].append(p50)
