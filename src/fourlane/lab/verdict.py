@@ -40,7 +40,7 @@ CLOCK_TICKS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "st
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What the self-check found; `faults` is empty if all is well.
+    """What the self-check found: `miscounts` and `untimely` say what is wrong with lanes and with times, if anything.
 
     Units:
         stretch: time of a 256 KiB message over the line's ideal; idle_p99_s: seconds of a 64-byte round trip.
@@ -48,7 +48,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     stretch: float
     idle_p99_s: float
-    faults: tuple[str, ...]
+    miscounts: tuple[str, ...] = ()
+    untimely: tuple[str, ...] = ()
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,19 +81,20 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def calibrate(lab: Lab, source: str, target: str, network: NetworkName = "hpn") -> Calibration:
     """Check a lab whose interfaces have lanes: counters, the time of a long message, that of a short one."""
-    faults = _counter_faults(lab, source, target, network)
+    miscounts = _counter_faults(lab, source, target, network)
+    untimely = []
     rate = lab.topology.network(network).rate
     with PingPong(lab, source, target, network, dscp=TrafficClass.EXPERT.dscp, size=MESSAGE) as game:
         # One right after the other: the credit that an idle queue collects is then spent by the second.
         took = median(game.count(MESSAGES)[3:])
     stretch = took / ideal_s(MESSAGE, rate)
     if abs(stretch - 1) > MOST_OFF:
-        faults.append(f"a message of 256 KiB takes {stretch:.2f} of its ideal time, expected 0.95 to 1.05")
+        untimely.append(f"a message of 256 KiB takes {stretch:.2f} of its ideal time, expected 0.95 to 1.05")
     with PingPong(lab, source, target, network, dscp=TrafficClass.EXPERT.dscp, size=64) as game:
         idle = percentile(game.count(300), 0.99)
     if idle > MOST_IDLE_P99_S:
-        faults.append(f"1 % of round trips on an idle line take over {idle * 1e3:.1f} ms, expected at most 1 ms")
-    return Calibration(stretch=stretch, idle_p99_s=idle, faults=tuple(faults))
+        untimely.append(f"1 % of round trips on an idle line take over {idle * 1e3:.1f} ms, expected at most 1 ms")
+    return Calibration(stretch=stretch, idle_p99_s=idle, miscounts=tuple(miscounts), untimely=tuple(untimely))
 
 
 def _counter_faults(lab: Lab, source: str, target: str, network: NetworkName) -> list[str]:
@@ -168,17 +170,20 @@ class Watch:
         )
 
 
-def judge(calibration: Calibration, watched: Watched, *, doubts: Sequence[str] = ()) -> Verdict:
+def judge(calibration: Calibration, watched: Watched, *, doubts: Sequence[str] = (), timing: bool = True) -> Verdict:
     """Say whether a run counts.
 
     Args:
         doubts: what the experiment itself found wrong.
+        timing: whether times are claimed, so that they must have been kept.
     """
-    reasons = [*calibration.faults, *doubts]
-    if watched.lateness_p99_s > MOST_LATENESS_S:
-        reasons.append(f"1 % of timers were over {watched.lateness_p99_s * 1e3:.1f} ms late, expected at most 2 ms")
-    if watched.stolen > MOST_STOLEN:
-        reasons.append(f"other machines took {watched.stolen:.0%} of the processors, expected at most 5 %")
+    reasons = [*calibration.miscounts, *doubts]
+    if timing:
+        reasons += calibration.untimely
+        if watched.lateness_p99_s > MOST_LATENESS_S:
+            reasons.append(f"1 % of timers were over {watched.lateness_p99_s * 1e3:.1f} ms late, expected at most 2 ms")
+        if watched.stolen > MOST_STOLEN:
+            reasons.append(f"other machines took {watched.stolen:.0%} of the processors, expected at most 5 %")
     return Verdict(valid=not reasons, reasons=tuple(reasons), calibration=calibration, watched=watched)
 
 
