@@ -29,8 +29,9 @@ LEAST_IDLE = 0.02
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """What one step showed in one repetition.
 
-    `uplink_share` is the busier uplink's part of the bytes that leaf 0 sent up; `marked` the part of the expert
-    lane's packets that switches marked, None when they did not look; `idle` the part of the processors' time.
+    `draws` says how often the leaves drew their hash anew; `uplink_share` is the busier uplink's part of the bytes
+    that leaf 0 sent up; `marked` the part of the expert lane's packets that switches marked, None when they did not
+    look; `idle` the part of the processors' time.
 
     Units:
         ttft_s, tpot_s: seconds, of each request. exchange_s, prefill_exchange_s: p50 and p99 of the seconds that a
@@ -48,6 +49,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     prefill_exchange_s: tuple[float, float]
     kv_share: list[float]
     kv_sent_of_offered: float
+    draws: int
     uplink_share: float
     dropped: int
     marked: float | None
@@ -79,6 +81,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[str, float]
     lowest: dict[str, float]
     highest: dict[str, float]
+    draws: int
     uplink_share: float
     kv_sent_of_offered: float
     marked: float | None
@@ -165,6 +168,7 @@ def _result(step: LadderStep, own: Sequence[Sample], first: dict[int, Sample]) -
         ratios=ratios,
         lowest={name: min(several) for name, several in values.items()},
         highest={name: max(several) for name, several in values.items()},
+        draws=sum(sample.draws for sample in own),
         uplink_share=median(sample.uplink_share for sample in own),
         kv_sent_of_offered=median(sample.kv_sent_of_offered for sample in own),
         marked=median(marked) if marked else None,

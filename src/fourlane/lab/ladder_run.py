@@ -36,6 +36,7 @@ from fourlane.lab.ladder_results import LadderResult, Sample, doubts, sum_up, th
 from fourlane.lab.network import Lab
 from fourlane.lab.queues import one_fifo
 from fourlane.lab.service import LabService, Placement
+from fourlane.lab.topology import LEAVES
 from fourlane.lab.watch import put_first
 from fourlane.lanes.render.host import host_queues
 from fourlane.spec.traffic import TrafficClass
@@ -59,6 +60,8 @@ REPORT_S = 0.5
 REQUEST_TIMEOUT_S = 60
 CALL_S = 10.0
 CALIBRATION_S = 1.5
+REDRAW_S = 0.5
+"""How long a draw of the hash stands in step 1."""
 FRAME, PAYLOAD = 1514, 1448
 """Bytes of a full Ethernet frame as queues count it, and of the TCP payload in it."""
 _EXCHANGE = "fourlane_step_exchange_seconds"
@@ -126,10 +129,11 @@ class Climb:
         watch = self.lab.call(GATEWAY, "fourlane.lab.watch:watch")
         watch.heard(CALL_S)
         senders = [self._send_kv(source, step.kv, seed=100 * repeat + n) for n, source in enumerate(KV_SOURCES)]
+        redraws = [] if step.spread else self._redraw(first=1 + 100 * repeat)
         try:
             records = self._load(step.kv, requests=settings.requests, seed=repeat)
         finally:
-            for call in (watch, *senders):
+            for call in (watch, *redraws, *senders):
                 call.stop()
         tallies = [msgspec.convert(sender.result(3 * CALL_S), KvTally) for sender in senders]
         watched = watch.result(CALL_S)
@@ -147,6 +151,7 @@ class Climb:
             prefill_exchange_s=_exchange("prefill", before, after),
             kv_share=[share for tally in tallies for share in tally.shares(settings.rate)],
             kv_sent_of_offered=sum(tally.sent_bytes for tally in tallies) / offered if offered else 1.0,
+            draws=sum(call.result(CALL_S) for call in redraws),
             uplink_share=self._uplink_share(),
             dropped=self._dropped(),
             marked=self._marked_share(),
@@ -201,6 +206,16 @@ class Climb:
                 queues = self._queues(step, port)
                 rate = queues.guaranteed(queues.queue(TrafficClass.EXPERT))
                 self._markers.append(EcnMarker(space, port.interface, dscp=dscp, thresholds=marking, line=rate))
+
+    def _redraw(self, *, first: int) -> list[Call]:
+        """Let both leaves draw their hash anew all the time, from numbered seeds."""
+        calls = [
+            self.lab.call(leaf, "fourlane.lab.hashing:redraw", interval_s=REDRAW_S, first=first + 50 * number)
+            for number, leaf in enumerate(self.lab.topology.switches("hpn")[:LEAVES])
+        ]
+        for call in calls:
+            call.heard(CALL_S)
+        return calls
 
     def _queues(self, step: LadderStep, port: Port) -> HostQueues:
         rate, buffer = self.settings.rate, self.settings.buffer

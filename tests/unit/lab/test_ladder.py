@@ -27,6 +27,7 @@ def sample(step: str, repeat: int, *, slow: float, failed: int = 0, idle: float 
         prefill_exchange_s=(slow, slow),
         kv_share=[0.2, 0.4, 0.9],
         kv_sent_of_offered=1.0,
+        draws=16,
         uplink_share=0.6,
         dropped=3,
         marked=None,

@@ -148,8 +148,8 @@ def _notes(result: LadderResult) -> list[str]:
         "of a link from each of two hosts. Exchange: how long a decode step waits for it. KV: the median object."
     )
     hashed = (
-        f"Hash: in step 1 the busier uplink carried {percent(first.uplink_share)} of the bytes; each KV object drew "
-        "its own path."
+        f"Hash: in step 1 the two leaves drew it {first.draws} times, and each KV object its own path; the busier "
+        f"uplink carried {percent(first.uplink_share)} of the bytes."
     )
     marks = [
         f"Step {step.name}: {percent(step.marked)} of the expert lane's packets were marked."
