@@ -147,10 +147,7 @@ def _notes(result: LadderResult) -> list[str]:
         f"{settings.output} out; links of {settings.rate}; KV objects of {settings.kv_object} at {settings.kv_load:g} "
         "of a link from each of two hosts. Exchange: how long a decode step waits for it. KV: the median object."
     )
-    hashed = (
-        f"Hash: in step 1 the two leaves drew it {first.draws} times, and each KV object its own path; the busier "
-        f"uplink carried {percent(first.uplink_share)} of the bytes."
-    )
+    hashed = f"Hash: in step 1 the two leaves drew it {first.draws} times in all, and each KV object drew its own path."
     marks = [
         f"Step {step.name}: {percent(step.marked)} of the expert lane's packets were marked."
         for step in result.steps
