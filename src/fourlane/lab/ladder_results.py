@@ -30,8 +30,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """What one step showed in one repetition.
 
     `draws` says how often the leaves drew their hash anew; `uplink_share` is the busier uplink's part of the bytes
-    that leaf 0 sent up, over all draws; `marked` the part of the expert lane's packets that switches marked, None when they did not
-    look; `idle` the part of the processors' time.
+    that leaf 0 sent up, over all draws; `marked` the part of the expert lane's packets that switches marked, None
+    when they did not look; `idle` the part of the processors' time.
 
     Units:
         ttft_s, tpot_s: seconds, of each request. exchange_s, prefill_exchange_s: p50 and p99 of the seconds that a
