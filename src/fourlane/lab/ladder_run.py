@@ -35,9 +35,9 @@ from fourlane.lab.ladder import (
 from fourlane.lab.ladder_results import LadderResult, Sample, doubts, sum_up, this_machine
 from fourlane.lab.network import Lab
 from fourlane.lab.queues import one_fifo
-from fourlane.lab.service import LabService, Placement
+from fourlane.lab.service import LabService, Placement, put_first
 from fourlane.lab.topology import LEAVES
-from fourlane.lab.watch import put_first
+from fourlane.lab.verdict import Watch
 from fourlane.lanes.render.host import host_queues
 from fourlane.spec.traffic import TrafficClass
 
@@ -89,7 +89,6 @@ class Climb:
             self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fourlane-ladder-")))
             progress("hosts and switches")
             self.lab = self._stack.enter_context(Lab(ladder_topology(settings)))
-            put_first(self.lab.spaces.keeper_pid)
             networks = [network for network in NETWORKS if any(step.kv == network for step in self.steps())]
             self._services = {network: self._service(network) for network in networks}
             self._targets = {network: self._receivers(network) for network in networks}
@@ -126,17 +125,16 @@ class Climb:
         self._make(step)
         service, settings = self._services[step.kv], self.settings
         before = service.get("/metrics")
-        watch = self.lab.call(GATEWAY, "fourlane.lab.watch:watch")
-        watch.heard(CALL_S)
         senders = [self._send_kv(source, step.kv, seed=100 * repeat + n) for n, source in enumerate(KV_SOURCES)]
         redraws = [] if step.spread else self._redraw(first=1 + 100 * repeat)
-        try:
-            records = self._load(step.kv, requests=settings.requests, seed=repeat)
-        finally:
-            for call in (watch, *redraws, *senders):
-                call.stop()
+        with Watch(self.lab) as watch:
+            try:
+                records = self._load(step.kv, requests=settings.requests, seed=repeat)
+            finally:
+                for call in (*redraws, *senders):
+                    call.stop()
+            watched = watch.end()
         tallies = [msgspec.convert(sender.result(3 * CALL_S), KvTally) for sender in senders]
-        watched = watch.result(CALL_S)
         time.sleep(REPORT_S)
         after = service.get("/metrics")
         answered = [record for record in records if record["error"] is None]
@@ -155,8 +153,8 @@ class Climb:
             uplink_share=self._uplink_share(),
             dropped=self._dropped(),
             marked=self._marked_share(),
-            idle=watched["idle"],
-            lateness_s=watched["lateness_s"],
+            idle=watched.idle,
+            lateness_s=watched.lateness_p99_s,
         )
 
     def calibrate(self) -> float:

@@ -14,24 +14,24 @@ import secrets
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from fourlane.errors import LabError
+from fourlane.lab.keeper import NICE
 from fourlane.lab.topology import NetworkName
-from fourlane.lab.watch import put_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from fourlane.lab.keeper import Channel
     from fourlane.lab.network import Lab
 
-__all__ = ["LabService", "Placement", "fetch"]
+__all__ = ["LabService", "Placement", "fetch", "put_first"]
 
 READY_S = 90.0
 END_S = 3.0
@@ -199,6 +199,17 @@ class LabService:
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
+
+
+def put_first(pid: int) -> None:
+    """Let a process come before what else this machine does, where this user may say so.
+
+    Where the kernel shares processors out by session first (autogroups), its session is put first too.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, NICE)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICE), encoding="ascii")
 
 
 def fetch(channel: Channel, *, url: str) -> tuple[int, str]:
