@@ -100,7 +100,9 @@ class Reservation:
 
     `state`, `owner`, `failure`, `reads` and `on_released` change only while `writing` is held.
     `active_at`: when something of it came last, or when it was made. `reads`: reads into the pages
-    that a library of ours has under way. `finish`: a FINISH that waits for them.
+    that a library of ours has under way. `resent`: layer, first token and tokens of the chunks whose
+    second copy came before the first, which may still be in the kernel's buffers. `finish`: a FINISH
+    that waits for reads.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Reservation:
         self.owner: Hashable | None = None
         self.failure: str | None = None
         self.reads = 0
+        self.resent: set[tuple[int, int, int]] = set()
         self.finish: Header | None = None
         self.on_released: list[Callable[[], None]] = []
 

@@ -39,6 +39,8 @@ _HANDSHAKE_TIMEOUT_S = 10.0
 _MOST_STRANGERS = 64
 _BEFORE_FIRST_FRAME = 10
 _JOIN_TIMEOUT_S = 10.0
+_NEXT_CONNECTION_S = 1.0
+"""How long a sender of several connections may be without any: the next may be under way when one is cut."""
 
 
 class Receiver:
@@ -316,9 +318,15 @@ class Receiver:
         if session.inlets:
             _log.info("%s: %s; %d connections of it are left", self._mine.name, reason, len(session.inlets))
             return
-        self._sessions = {key: kept for key, kept in self._sessions.items() if kept is not session}
+        session.lost_at, session.loss = time.monotonic(), reason
+        if session in self._sessions.values():
+            self._check_at = min(self._check_at, session.lost_at + _NEXT_CONNECTION_S)
+        else:
+            self._end_session(session)
+
+    def _end_session(self, session: Session) -> None:
         for reservation in list(session.reservations.values()):
-            self._released(reservation, f"{reason} ({reservation.coverage})")
+            self._released(reservation, f"{session.loss} ({reservation.coverage})")
         session.reservations.clear()
 
     def _check_by(self, reservation: Reservation) -> None:
@@ -337,6 +345,12 @@ class Receiver:
                 moments.append(inlet.opened_at + _HANDSHAKE_TIMEOUT_S)
                 if now >= moments[-1]:
                     self._hang_up(inlet, "no handshake")
+        for key, session in list(self._sessions.items()):
+            if session.lost_at is not None:
+                moments.append(session.lost_at + _NEXT_CONNECTION_S)
+                if now >= moments[-1]:
+                    del self._sessions[key]
+                    self._end_session(session)
         for reservation in list(self._reservations.values()):
             if reservation.state not in (State.WAITING, State.FLOWING):
                 continue
@@ -392,6 +406,7 @@ class Receiver:
             self._sessions.setdefault(found.session, Session(inlet.name)) if found.session else Session(inlet.name)
         )
         session.inlets.append(inlet)
+        session.lost_at = None
         inlet.session = session
         return ""
 
@@ -409,7 +424,17 @@ class Receiver:
         if header.again and self._has_again(inlet, header):
             inlet.reply(Kind.CHECKED, header.sequence_id)
             return None
-        return self._claim(inlet, header)
+        if not header.again and self._overtaken(inlet, header):
+            return None
+        claimed = self._claim(inlet, header)
+        if header.again and claimed is not None:
+            claimed[0].resent.add((header.layer, header.first_token, header.tokens))
+        return claimed
+
+    def _overtaken(self, inlet: Inlet, header: Header) -> bool:
+        """Tell whether a chunk was sent again over another connection, and this is the first copy, read after it."""
+        reservation = inlet.session.reservations.get(header.sequence_id)
+        return reservation is not None and (header.layer, header.first_token, header.tokens) in reservation.resent
 
     def _has_again(self, inlet: Inlet, header: Header) -> bool:
         """Tell whether a chunk that is sent again is there already; if it is under way elsewhere, end that."""

@@ -18,7 +18,8 @@ class Session:
 
     `reservations` is what it is filling; `refused` the sequences that were answered by NACK, so that
     each is answered once; `acknowledged` those that arrived whole, lately: their ACK may have gone
-    down with a connection.
+    down with a connection. `lost_at`, `loss`: when its last connection went, and how, while another
+    one may still come.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,6 +28,8 @@ class Session:
         self.reservations: dict[int, Reservation] = {}
         self.refused: dict[int, None] = {}
         self.acknowledged: dict[int, None] = {}
+        self.lost_at: float | None = None
+        self.loss = ""
 
     def remember(self, sequence_id: int) -> None:
         """Note that a sequence arrived whole."""

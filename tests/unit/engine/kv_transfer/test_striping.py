@@ -58,8 +58,9 @@ class Path:
                 self.passed += len(chunk) * onward
                 if self.cut_after is not None and self.passed > self.cut_after:
                     break
-                if self.swallows_after is None or self.passed <= self.swallows_after:
-                    sink.sendall(chunk)
+                swallowed = 0 if self.swallows_after is None else max(0, self.passed - self.swallows_after)
+                if kept := chunk[: max(0, len(chunk) - swallowed)] if onward or swallowed == 0 else b"":
+                    sink.sendall(kept)
         for sock in (source, sink):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -232,6 +233,46 @@ def test_a_chunk_sent_again_that_had_arrived_is_confirmed_and_not_written_twice(
         second.send(*data(layer=layer))
     second.send(Header(Kind.FINISH, 1, first_token=3, tokens=8))
     assert arrived.wait() == 3
+
+
+def test_a_first_copy_read_after_the_second_is_passed_over(wires: tuple[Lane, Wire, Wire]) -> None:
+    lane, first, second = wires
+    arrived = lane.expect(1, PAGES, 8)
+    header, payload = data()
+    second.send(header._replace(again=1), payload)
+    assert second.answer()[0].kind == Kind.CHECKED
+    first.send(header, bytes(len(payload)))  # as it was left in the buffers of a connection that is lost
+    first.send(*data(layer=1))
+    assert first.answer()[0].kind == Kind.CHECKED  # of layer 1: the copy is not answered
+    assert torch.equal(lane.landed(PAGES, 8)[0], make_kv(8)[0])
+    second.send(*data(layer=2))
+    second.send(Header(Kind.FINISH, 1, first_token=3, tokens=8))
+    assert arrived.wait() == 3
+
+
+def test_a_sender_whose_only_connection_is_cut_may_come_over_its_second(make_lane: Callable[..., Lane]) -> None:
+    lane = make_lane("tcp")
+    arrived = lane.expect(1, PAGES, 8)
+    opening = Opening.of(GEOMETRY, name="prefill-9", transport="tcp", session="ab")
+    with closing(Wire(lane, greet=False)) as first:
+        shake_hands(first.sock, SECRET, opening, timeout_s=10)
+        first.send(*data())
+    with closing(Wire(lane, greet=False)) as second:
+        shake_hands(second.sock, SECRET, opening, timeout_s=10)
+        for layer in (1, 2):
+            second.send(*data(layer=layer))
+        second.send(Header(Kind.FINISH, 1, first_token=3, tokens=8))
+        assert arrived.wait() == 3
+
+
+def test_a_sender_all_of_whose_connections_are_gone_is_given_up(wires: tuple[Lane, Wire, Wire]) -> None:
+    lane, first, second = wires
+    arrived = lane.expect(1, PAGES, 8)
+    first.send(*data())
+    first.close()
+    second.close()
+    assert "lost the connection to prefill-9" in arrived.failure()
+    eventually(lambda: not lane.receiver._sessions)
 
 
 def test_a_chunk_stuck_half_way_is_taken_from_the_connection_that_took_over(wires: tuple[Lane, Wire, Wire]) -> None:
