@@ -170,18 +170,26 @@ class Watch:
         )
 
 
-def judge(calibration: Calibration, watched: Watched, *, doubts: Sequence[str] = (), timing: bool = True) -> Verdict:
+def judge(
+    calibration: Calibration,
+    watched: Watched,
+    *,
+    doubts: Sequence[str] = (),
+    most_late_s: float | None = MOST_LATENESS_S,
+) -> Verdict:
     """Say whether a run counts.
 
     Args:
         doubts: what the experiment itself found wrong.
-        timing: whether times are claimed, so that they must have been kept.
+        most_late_s: how late timers may be (p99): 2 ms where latencies are claimed, more where only throughput over a
+            second is; None where no times are claimed, so that none need have been kept.
     """
     reasons = [*calibration.miscounts, *doubts]
-    if timing:
+    if most_late_s is not None:
         reasons += calibration.untimely
-        if watched.lateness_p99_s > MOST_LATENESS_S:
-            reasons.append(f"1 % of timers were over {watched.lateness_p99_s * 1e3:.1f} ms late, expected at most 2 ms")
+        if watched.lateness_p99_s > most_late_s:
+            late, most = watched.lateness_p99_s * 1e3, most_late_s * 1e3
+            reasons.append(f"1 % of timers were over {late:.1f} ms late, expected at most {most:.0f} ms")
         if watched.stolen > MOST_STOLEN:
             reasons.append(f"other machines took {watched.stolen:.0%} of the processors, expected at most 5 %")
     return Verdict(valid=not reasons, reasons=tuple(reasons), calibration=calibration, watched=watched)

@@ -12,6 +12,7 @@ import msgspec
 
 from fourlane.lab.experiment import Arrangement, Bar, Metric, Shown
 from fourlane.lab.experiments.arrangements import lanes_of, plan_of, turns
+from fourlane.lab.experiments.isolation import RATE
 from fourlane.lab.flows import ideal_s, incast, percentile
 from fourlane.lab.network import Lab
 from fourlane.lab.topology import star
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-ANSWER = 64 << 10
+ANSWER = 16 << 10
 STARVED_BUFFER = Size(16 << 10)
 ROUNDS = 250
 MIDDLE, PEERS = "h0", ("h1", "h2", "h3")
@@ -45,7 +46,7 @@ def run(settings: Settings, progress: Callable[[str, int, int], None]) -> Shown:
     figures: dict[str, dict[str, list[float]]] = {
         name: {metric.name: [] for metric in METRICS} for name in (STARVED, AMPLE)
     }
-    topology = star(4, rate=settings.rate)
+    topology = star(4, rate=settings.rate or RATE)
     rate = topology.networks[0].rate
     ideal = ideal_s(ANSWER * len(PEERS), rate)
     ample = lanes_of(plan_of(settings), rate)
@@ -79,7 +80,7 @@ def run(settings: Settings, progress: Callable[[str, int, int], None]) -> Shown:
     starved, planned = arrangements
     return Shown(
         name="incast",
-        title="Three hosts answer with 64 KiB at once; time until all is there",
+        title="Three hosts answer with 16 KiB at once; time until all is there",
         setting=f"{rate} a link, ideal {ideal * 1e3:.2f} ms, {settings.repeats} repetitions",
         metrics=METRICS,
         arrangements=arrangements,

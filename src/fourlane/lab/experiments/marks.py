@@ -88,7 +88,7 @@ def run(settings: Settings, progress: Callable[[str, int, int], None]) -> Shown:
         metrics=METRICS,
         arrangements=arrangements,
         bars=_bars(arrangements, plan, sent),
-        verdict=judge(calibration, watched, doubts=doubts, timing=False),
+        verdict=judge(calibration, watched, doubts=doubts, most_late_s=None),
     )
 
 

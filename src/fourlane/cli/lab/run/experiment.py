@@ -26,7 +26,7 @@ def experiment_command(name: str) -> click.Command:
     """Make the command that runs an experiment and shows what came of it."""
 
     @click.command(name=name, help=_help(name), epilog=_examples(name))
-    @click.option("--rate", help="Of every link, such as 500Mbps. [default: 500Mbps for incast, else 200Mbps]")
+    @click.option("--rate", help="Of every link, such as 500Mbps. [default: 200Mbps, marks 500Mbps]")
     @click.option("--repeats", type=click.IntRange(1, 50), default=3, show_default=True, help="Medians count.")
     @click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="A lane plan instead of the default.")
     @click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
