@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -79,17 +80,25 @@ def test_lanes_and_a_network_for_kv_shorten_token_times(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_hosts")
-def test_ctrl_c_ends_the_ladder_and_everything_in_it() -> None:
-    process = subprocess.Popen([*LADDER], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_ladder_and_everything_in_it(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    process = subprocess.Popen(
+        [*LADDER],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "ranks" in line or "gateway" in line:  # the service is coming up
             break
     inside = descendants(process.pid)
     assert len(inside) > 10
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=40)
-    assert process.returncode == 130
+    assert process.returncode == status
+    assert list(tmp_path.iterdir()) == []
     deadline = time.monotonic() + 5  # the kernel may still be taking them down
     while any(map(alive, inside)) and time.monotonic() < deadline:
         time.sleep(0.02)

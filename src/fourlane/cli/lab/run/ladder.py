@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -55,6 +56,7 @@ def ladder(*, output: Path | None, **options: Any) -> None:
     settings = _settings(options)
     if output is not None:
         _make(output)
+    signal.signal(signal.SIGTERM, _end)
     with _progress() as show:
         result = climb(settings, progress=show)
     out = console(width=160)
@@ -69,6 +71,12 @@ def ladder(*, output: Path | None, **options: Any) -> None:
         out.print(f"picture and figures: {output}/ladder.png, ladder.html, ladder.json", markup=False, soft_wrap=True)
     if not result.valid:
         raise CheckFailed("the run is invalid: the machine was measured, not the network")
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """End as Ctrl-C does: services, lab and folder go first."""
+    del frame
+    sys.exit(128 + number)
 
 
 def _settings(options: dict[str, Any]) -> LadderSettings:
