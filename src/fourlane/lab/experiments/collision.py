@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "uplink_of"]
 
-SETTLE_S, MEASURE_S = 0.6, 1.2
+SETTLE_S, MEASURE_S = 0.3, 0.5
 ELEPHANTS = (("h0", "h2"), ("h1", "h3"))
 FIRST_PORT = 20_000
 MOST_LATE_S = 10e-3
-DRAWN = 4
+DRAWN = 3
 MET, APART, RANDOM, SPREAD = "hash, same spine", "hash, own spines", "hash, as drawn", "spread by packet"
 METRICS = (
     Metric(name="goodput", title="payload, of both lines", unit="share"),

@@ -30,7 +30,7 @@ __all__ = ["run"]
 
 ANSWER = 16 << 10
 STARVED_BUFFER = Size(16 << 10)
-ROUNDS = 250
+ROUNDS = 200
 MIDDLE, PEERS = "h0", ("h1", "h2", "h3")
 STARVED, AMPLE = "starved, 16 KiB", "as planned"
 METRICS = (

@@ -30,7 +30,7 @@ __all__ = ["measure_beside_kv", "run"]
 MESSAGE = 16 << 10
 RATE = Rate.parse("200Mbps")
 """Three hosts send at once through two queues each: more than two cores carry at 500 Mbit/s a link."""
-SETTLE_S, MEASURE_S = 0.5, 1.0
+SETTLE_S, MEASURE_S = 0.3, 0.5
 FLOWS = 4
 """Of each KV sender."""
 EXPERT, TARGET, PREFILL = "h0", "h1", ("h2", "h3")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 MESSAGE = 64 << 10
-MEASURE_S = 1.0
+MEASURE_S = 0.5
 FIFO, LANE, NETWORK = "shared, one FIFO", "shared, lanes", "own network"
 METRICS = (
     Metric(name="kv", title="KV, of line", unit="share"),
