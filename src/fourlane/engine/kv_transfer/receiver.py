@@ -301,6 +301,7 @@ class Receiver:
                 inlet.write()
             for other in [*inlet.session.inlets, inlet]:
                 self._hang_up(other, f"{inlet.name} broke the protocol: {error}")
+            self._end_session(inlet.session)
 
     def _hang_up(self, inlet: Inlet, reason: str) -> None:
         descriptor = inlet.sock.fileno()
@@ -325,6 +326,7 @@ class Receiver:
             self._end_session(session)
 
     def _end_session(self, session: Session) -> None:
+        self._sessions = {key: kept for key, kept in self._sessions.items() if kept is not session}
         for reservation in list(session.reservations.values()):
             self._released(reservation, f"{session.loss} ({reservation.coverage})")
         session.reservations.clear()
@@ -345,11 +347,10 @@ class Receiver:
                 moments.append(inlet.opened_at + _HANDSHAKE_TIMEOUT_S)
                 if now >= moments[-1]:
                     self._hang_up(inlet, "no handshake")
-        for key, session in list(self._sessions.items()):
+        for session in list(self._sessions.values()):
             if session.lost_at is not None:
                 moments.append(session.lost_at + _NEXT_CONNECTION_S)
                 if now >= moments[-1]:
-                    del self._sessions[key]
                     self._end_session(session)
         for reservation in list(self._reservations.values()):
             if reservation.state not in (State.WAITING, State.FLOWING):

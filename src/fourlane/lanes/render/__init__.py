@@ -29,13 +29,13 @@ class Target:
 
 TARGETS: Mapping[str, Target] = {
     "sonic": Target("config_db.json tables for SONiC switches", "fourlane.lanes.render.sonic"),
-    "host": Target(
-        "a shell script a network that gives Linux host interfaces their lanes", "fourlane.lanes.render.host_script"
-    ),
     "nvue": Target("NVUE commands for Cumulus switches; not run on a device", "fourlane.lanes.render.nvue"),
     "eos": Target("configuration for Arista EOS switches; not run on a device", "fourlane.lanes.render.eos"),
     "nic": Target("a shell script a network that checks and sets its NICs", "fourlane.lanes.render.nic"),
     "env": Target("environment files for each role and library, and all of them as JSON", "fourlane.lanes.render.env"),
+    "host": Target(
+        "a shell script a network that gives Linux host interfaces their lanes", "fourlane.lanes.render.host_script"
+    ),
     "json": Target("the plan as JSON, with its schema", "fourlane.lanes.render.export"),
 }
 
