@@ -132,7 +132,8 @@ _WHY_ALPHA = {
 }
 _WHY_RESERVED = {
     TrafficClass.EXPERT: Reason(
-        "on every port, whatever others hold: about eight 7,408-byte token messages at 400 Gbit/s, by rate", _BAIDU
+        "on every port, whatever others hold: about eight 7,408-byte token messages at 400 Gbit/s, by rate",
+        "judgement; a larger buffer for all-to-all: Baidu, PD-separated inference network",
     ),
     TrafficClass.CONTROL: Reason("some tens of notifications on every port", "judgement"),
 }
