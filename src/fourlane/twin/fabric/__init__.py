@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fourlane.twin.fabric.builders import fat_tree, leaf_spine, single_switch
+    from fourlane.twin.fabric.compiled import CompiledScenario, Dcqcn
     from fourlane.twin.fabric.topology import Topology
 
 __all__ = [
+    "CompiledScenario",
+    "Dcqcn",
     "Topology",
     "fat_tree",
     "leaf_spine",
@@ -22,6 +25,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CompiledScenario": "compiled",
+    "Dcqcn": "compiled",
     "Topology": "topology",
     "fat_tree": "builders",
     "leaf_spine": "builders",
