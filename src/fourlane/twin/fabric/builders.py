@@ -115,6 +115,8 @@ def _quantities(builder: str, equipment: Equipment) -> dict[str, int]:
     """Return the quantities in base units, with the defaults."""
     unknown = sorted(equipment.keys() - _KINDS.keys() - {"cut_through"})
     faults = [f"{builder}: {name}: unknown; known: {', '.join(_KINDS)}, cut_through" for name in unknown]
+    if not isinstance(equipment.get("cut_through", False), bool):
+        faults.append(f"{builder}: cut_through: expected true or false, got {equipment.get('cut_through')!r}")
     read: dict[str, int] = {}
     given = {**_DEFAULTS, **{name: equipment[name] for name in _KINDS if name in equipment}}  # type: ignore[literal-required]
     for name, value in given.items():

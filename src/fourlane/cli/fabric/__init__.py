@@ -1,0 +1,26 @@
+"""`fourlane fabric`: the network simulated packet by packet. A module a subcommand."""
+
+from __future__ import annotations
+
+from fourlane.cli import LazyGroup
+
+__all__ = ["fabric"]
+
+_COMMANDS = {
+    "show": "Show a topology: switches, cables, bisection, hops; as tables, JSON, a picture.",
+}
+
+fabric = LazyGroup(
+    name="fabric",
+    summaries=_COMMANDS,
+    package="fourlane.cli.fabric",
+    help="""Show what the network of a cluster is, and what traffic does to it, packet by packet.
+
+    \b
+    Examples:
+      fourlane fabric show h800-ft                   switches, cables, bisection, hops of a cluster
+      fourlane fabric show --builder fat-tree --set k=16 -o fat-tree.svg
+
+    Exit codes: 0 done, 1 a check did not pass or a run did not end, 2 a file or option is wrong.
+    """,
+)
