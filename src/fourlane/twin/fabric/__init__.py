@@ -12,24 +12,55 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fourlane.twin.fabric.builders import fat_tree, leaf_spine, single_switch
+    from fourlane.twin.fabric.collectives import halving_doubling_all_reduce, repeated, ring_all_reduce
     from fourlane.twin.fabric.compiled import CompiledScenario, Dcqcn
+    from fourlane.twin.fabric.flows import Flows, Steps, concatenated, in_turn
     from fourlane.twin.fabric.topology import Topology
+    from fourlane.twin.fabric.workloads import all_to_all, between, incast, kv_transfers, matrix, permutation, poisson
 
 __all__ = [
     "CompiledScenario",
     "Dcqcn",
+    "Flows",
+    "Steps",
     "Topology",
+    "all_to_all",
+    "between",
+    "concatenated",
     "fat_tree",
+    "halving_doubling_all_reduce",
+    "in_turn",
+    "incast",
+    "kv_transfers",
     "leaf_spine",
+    "matrix",
+    "permutation",
+    "poisson",
+    "repeated",
+    "ring_all_reduce",
     "single_switch",
 ]
 
 _HOMES = {
     "CompiledScenario": "compiled",
     "Dcqcn": "compiled",
+    "Flows": "flows",
+    "Steps": "flows",
     "Topology": "topology",
+    "all_to_all": "workloads",
+    "between": "workloads",
+    "concatenated": "flows",
     "fat_tree": "builders",
+    "halving_doubling_all_reduce": "collectives",
+    "in_turn": "flows",
+    "incast": "workloads",
+    "kv_transfers": "workloads",
     "leaf_spine": "builders",
+    "matrix": "workloads",
+    "permutation": "workloads",
+    "poisson": "workloads",
+    "repeated": "collectives",
+    "ring_all_reduce": "collectives",
     "single_switch": "builders",
 }
 
