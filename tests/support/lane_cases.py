@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from fourlane.spec.cluster import NetworkName
 
 _RATES = [Rate.parse(text) for text in ("500Mbps", "1Gbps", "10Gbps", "25Gbps", "100Gbps", "200Gbps", "400Gbps")]
-_SYSTEMS = {"sn5600": ("sonic", "cumulus"), "arista-7060x6": ("sonic", "eos"), "linux": ("linux",)}
+_SYSTEMS = {
+    "sn5600": ("sonic", "cumulus"),
+    "arista-7060x6": ("sonic", "eos"),
+    "cx732q-n": ("sonic",),
+    "linux": ("linux",),
+}
 _FABRICS = {
     "connectx-6": ("roce", "roce", "infiniband"),
     "connectx-7": ("roce", "roce", "infiniband"),
@@ -47,7 +52,8 @@ def networks(draw: st.DrawFn, *, name: NetworkName) -> Network:
     fastest = min(switch_models()[switch].port_rate, nic_models()[nic].rate or _RATES[-1])
     rate = draw(st.sampled_from([rate for rate in _RATES if rate <= fastest]))
     fabric = draw(st.sampled_from(_FABRICS[nic]))
-    down, up = draw(st.integers(1, 48)), draw(st.integers(0, 16))
+    most = switch_models()[switch].ports
+    down, up = draw(st.integers(1, most * 3 // 4)), draw(st.integers(0, most // 4))
     nics = draw(st.integers(1, 8))
     leaf = Tier(
         switch=switch,
@@ -59,7 +65,7 @@ def networks(draw: st.DrawFn, *, name: NetworkName) -> Network:
         down_cable=draw(_CABLES),
         up_cable=draw(_CABLES) if up else None,
     )
-    spine = Tier(switch=switch, os=system, count=draw(st.integers(1, 4)), down_ports=draw(st.integers(1, 64)))  # type: ignore[arg-type]
+    spine = Tier(switch=switch, os=system, count=draw(st.integers(1, 4)), down_ports=draw(st.integers(1, most)))  # type: ignore[arg-type]
     return Network(
         nic=nic,
         rate=rate,

@@ -13,11 +13,13 @@ from fourlane.spec.hardware import switch_models
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fourlane.spec.cluster import Cluster, Network, NetworkName, Tier
+    from fourlane.spec.cluster import Cluster, Network, NetworkName, Tier, TierName
     from fourlane.spec.hardware import SwitchModel
     from fourlane.units import Length, Rate
 
-__all__ = ["Port", "Switch", "switches"]
+__all__ = ["Facing", "Port", "Switch", "switches"]
+
+Facing = Literal["server", "leaf", "spine", "superspine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +30,15 @@ class Port:
     lanes: int
     rate: Rate
     cable: Length
-    facing: Literal["server", "leaf", "spine"]
+    facing: Facing
 
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One kind of switch: all `count` in a tier of a network are alike. `role` is "leaf" or "spine"."""
+    """One kind of switch: all `count` in a tier of a network are alike. `role` is its tier."""
 
     network: NetworkName
-    role: Literal["leaf", "spine"]
+    role: TierName
     tier: Tier
     model: SwitchModel
     ports: tuple[Port, ...]
@@ -53,23 +55,20 @@ class Switch:
 
 
 def switches(cluster: Cluster) -> list[Switch]:
-    """Return the kinds of switches of a cluster: leaf then spine, hpn then dcn."""
+    """Return the kinds of switches of a cluster: from the leaf up, hpn then dcn."""
     return [switch for name, network in cluster.networks().items() for switch in _of_network(name, network)]
 
 
 def _of_network(name: NetworkName, network: Network) -> Iterator[Switch]:
-    models = switch_models()
-    leaf = network.leaf
-    leaf_model = models[leaf.switch]
-    down = [(network.rate, leaf.down_cable, "server")] * leaf.down_ports
-    up_rate = leaf.up_rate or network.rate
-    up = [(up_rate, leaf.up_cable or leaf.down_cable, "spine")] * leaf.up_ports
-    yield Switch(name, "leaf", leaf, leaf_model, _numbered([*down, *up], leaf_model))
-    spine = network.spine
-    if spine is not None:
-        spine_model = models[spine.switch]
-        ports = [(up_rate, leaf.up_cable or leaf.down_cable, "leaf")] * spine.down_ports
-        yield Switch(name, "spine", spine, spine_model, _numbered(ports, spine_model))
+    tiers = list(network.tiers().items())
+    rate, cable, below = network.rate, network.leaf.down_cable, "server"
+    for place, (role, tier) in enumerate(tiers):
+        model = switch_models()[tier.switch]
+        up_rate, up_cable = tier.up_rate or rate, tier.up_cable or cable
+        above = tiers[place + 1][0] if place + 1 < len(tiers) else "spine"
+        ports = [(rate, cable, below)] * tier.down_ports + [(up_rate, up_cable, above)] * tier.up_ports
+        yield Switch(name, role, tier, model, _numbered(ports, model))
+        rate, cable, below = up_rate, up_cable, role
 
 
 def _numbered(ports: list[tuple[Rate, Length, str]], model: SwitchModel) -> tuple[Port, ...]:

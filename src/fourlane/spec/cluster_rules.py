@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import TYPE_CHECKING
 
-from fourlane.spec.hardware import nic_models, switch_models
+from fourlane.spec.hardware import gpu_models, latencies, nic_models, switch_models
 from fourlane.spec.reading import Fault
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def cluster_faults(cluster: Cluster) -> Iterator[Fault]:
     """Yield every rule that is broken."""
     yield from _at_least("servers", cluster.servers, 1)
     yield from _at_least("gpus_per_server", cluster.gpus_per_server, 0)
+    if cluster.gpu is not None:
+        yield from _known("gpu", cluster.gpu, gpu_models())
     for name, network in cluster.networks().items():
         yield from (Fault(f"{name}.{fault.place}", fault.message) for fault in _network(network))
 
@@ -35,11 +37,11 @@ def _network(network: Network) -> Iterator[Fault]:
     yield from _interfaces(network)
     if not SMALLEST_MTU <= network.mtu <= LARGEST_MTU:
         yield Fault("mtu", f"expected {SMALLEST_MTU}B to {LARGEST_MTU}B, got {network.mtu}")
-    tiers = {"leaf": network.leaf, "spine": network.spine}
-    for name, tier in tiers.items():
-        if tier is not None:
-            yield from (Fault(f"{name}.{fault.place}", fault.message) for fault in _tier(tier))
+    yield from _known("link", network.link, latencies().links)
+    for name, tier in network.tiers().items():
+        yield from (Fault(f"{name}.{fault.place}", fault.message) for fault in _tier(tier))
     yield from _cabling(network)
+    yield from _division(network)
 
 
 def _nic(network: Network) -> Iterator[Fault]:
@@ -76,8 +78,36 @@ def _cabling(network: Network) -> Iterator[Fault]:
         yield Fault("spine", f"expected a table [spine], because leaf.up_ports = {network.leaf.up_ports}")
     if network.spine is not None and not network.leaf.up_ports:
         yield Fault("leaf.up_ports", "expected at least 1 with a spine, got 0")
-    if network.spine is not None and network.spine.up_ports:
-        yield Fault("spine.up_ports", "expected 0: there is no tier above a spine")
+    if network.superspine is None:
+        if network.spine is not None and network.spine.up_ports:
+            yield Fault("spine.up_ports", "expected 0: there is no tier above a spine without a table [superspine]")
+        return
+    if network.spine is None:
+        yield Fault("superspine", "expected no superspine tier without a spine tier")
+    elif not network.spine.up_ports:
+        yield Fault("spine.up_ports", "expected at least 1 with a superspine tier, got 0")
+    if network.superspine.up_ports:
+        yield Fault("superspine.up_ports", "expected 0: there is no tier above a superspine")
+
+
+def _division(network: Network) -> Iterator[Fault]:
+    """Yield what cannot be cut into planes, pods and rails of equal size."""
+    yield from _at_least("planes", network.planes, 1)
+    yield from _at_least("pods", network.pods, 1)
+    planes, pods = max(1, network.planes), max(1, network.pods)
+    if len(network.interfaces) % planes:
+        yield Fault(
+            "interfaces", f"expected one for each of {planes} planes of every NIC, got {len(network.interfaces)}"
+        )
+    if pods > 1 and network.superspine is None:
+        yield Fault("pods", f"expected 1 without a superspine tier to join them, got {pods}")
+    if network.spines == "per-rail" and network.spine is None:
+        yield Fault("spines", 'expected "shared" without a spine tier, got "per-rail"')
+    for name, tier in network.tiers().items():
+        parts = planes if name == "superspine" else planes * pods
+        if tier.count % parts:
+            what = f"{planes} planes" + (f" of {pods} pods" if parts > planes else "")
+            yield Fault(f"{name}.count", f"expected a multiple of {parts}, for {what} of equal size, got {tier.count}")
 
 
 def _tier(tier: Tier) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""What switch and NIC models can do: figures with their sources, from the catalog beside this module.
+"""What models of switches, NICs and GPUs can do, and how long they take: sourced figures, from the catalog beside it.
 
 Not for how many there are and how they are cabled (`fourlane.spec.cluster`).
 """
@@ -12,9 +12,21 @@ from typing import Literal
 import msgspec
 
 from fourlane.spec.load import load
-from fourlane.units import Rate, Size
+from fourlane.units import Duration, Length, Rate, Size
 
-__all__ = ["NicModel", "SwitchModel", "nic_models", "switch_models"]
+__all__ = [
+    "ChipLatency",
+    "GpuModel",
+    "Latencies",
+    "LinkModel",
+    "NicLatency",
+    "NicModel",
+    "SwitchModel",
+    "gpu_models",
+    "latencies",
+    "nic_models",
+    "switch_models",
+]
 
 _CATALOG = Path(__file__).parent / "catalog"
 
@@ -72,6 +84,59 @@ class NicModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     source: str
 
 
+class ChipLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long an idle switch keeps a packet, first bit in to first bit out; `published`, or assumed."""
+
+    latency: Duration
+    published: bool
+    cut_through: bool
+    source: str
+
+
+class NicLatency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a NIC takes between memory and wire, each way; `pcie` is a part of both."""
+
+    tx: Duration
+    rx: Duration
+    pcie: Duration
+    published: bool
+    source: str
+
+
+class LinkModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Delay of a link: by its length, and for forward error correction."""
+
+    per_metre: Duration
+    fec: Duration
+    source: str
+
+    def delay(self, length: Length) -> Duration:
+        """Return the delay of a link of some length."""
+        return Duration(round(int(self.per_metre) * int(length) / 1000) + int(self.fec))
+
+
+class Latencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where time goes on an idle path: switches by chip, NICs by model, links by kind."""
+
+    chips: dict[str, ChipLatency]
+    nics: dict[str, NicLatency]
+    links: dict[str, LinkModel]
+
+
+class GpuModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A GPU's NVLink: bandwidth each way and what can be had of it, latency at either end and in the NVSwitch."""
+
+    nvlink: Rate
+    nvlink_usable: Rate
+    latency: Duration
+    nvswitch_latency: Duration
+    source: str
+
+
+class _Gpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    models: dict[str, GpuModel]
+
+
 class _Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, SwitchModel]
 
@@ -90,3 +155,15 @@ def switch_models() -> dict[str, SwitchModel]:
 def nic_models() -> dict[str, NicModel]:
     """Return the NIC models of the catalog, by name."""
     return load(_CATALOG / "nics.toml", _Nics).models
+
+
+@cache
+def gpu_models() -> dict[str, GpuModel]:
+    """Return the GPU models of the catalog, by name."""
+    return load(_CATALOG / "gpus.toml", _Gpus).models
+
+
+@cache
+def latencies() -> Latencies:
+    """Return the latencies of the catalog."""
+    return load(_CATALOG / "latencies.toml", Latencies)

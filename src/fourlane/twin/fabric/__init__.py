@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fourlane.twin.fabric.builders import fat_tree, leaf_spine, single_switch
+    from fourlane.twin.fabric.cluster_topology import rail_clos
     from fourlane.twin.fabric.collectives import halving_doubling_all_reduce, repeated, ring_all_reduce
     from fourlane.twin.fabric.compiled import CompiledScenario, Dcqcn
     from fourlane.twin.fabric.flows import Flows, Steps, concatenated, in_turn
@@ -36,6 +37,7 @@ __all__ = [
     "matrix",
     "permutation",
     "poisson",
+    "rail_clos",
     "repeated",
     "ring_all_reduce",
     "single_switch",
@@ -61,6 +63,7 @@ _HOMES = {
     "poisson": "workloads",
     "repeated": "collectives",
     "ring_all_reduce": "collectives",
+    "rail_clos": "cluster_topology",
     "single_switch": "builders",
 }
 

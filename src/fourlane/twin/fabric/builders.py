@@ -1,6 +1,6 @@
 """Plain topologies: one switch, leaf and spine, fat tree. Hosts stand on leaves in order.
 
-For those of a cluster file see `fourlane.twin.fabric.rail_clos`.
+For those of a cluster file see `fourlane.twin.fabric.cluster_topology`.
 """
 
 from __future__ import annotations

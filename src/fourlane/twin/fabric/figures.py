@@ -60,8 +60,8 @@ class NetworkFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     `parts` are pieces without a path between them: rails apart, or what failures cut off. `bisection` is the greatest
     flow from hosts on one half of each part's leaves to those on the other, summed; `full` the share of what those
-    hosts' ports could send. `hops`: share of host pairs by switches on a shortest path. `paths`: shortest paths
-    between hosts of different leaves: fewest and most.
+    hosts' ports could send. `joined`: share of host pairs with a path; `hops`: share of those by switches on a shortest
+    path. `fewest_paths`, `most_paths`: shortest paths between hosts of different leaves.
     """
 
     name: str
@@ -70,6 +70,7 @@ class NetworkFigures(msgspec.Struct, frozen=True, kw_only=True):
     parts: int
     bisection: Rate
     full: float
+    joined: float
     hops: dict[int, float]
     mean_hops: float
     fewest_paths: int
@@ -177,7 +178,7 @@ def _network(
     joined = between < FAR
     switches, place_of = np.unique(between[joined] + 1, return_inverse=True)
     weight = np.bincount(place_of, pairs[joined], minlength=len(switches))
-    total = pairs.sum()
+    total = weight.sum()
     other = joined & (between > 0)
     counts = paths[np.ix_(topology.switch_index[leaves], columns)][other]
     return NetworkFigures(
@@ -187,8 +188,9 @@ def _network(
         parts=len(parts),
         bisection=Rate(flow),
         full=flow / possible if possible else 0.0,
+        joined=float(total / pairs.sum()) if pairs.sum() else 1.0,
         hops={int(hop): float(share / total) for hop, share in zip(switches, weight, strict=True) if share},
-        mean_hops=float((switches * weight).sum() / weight.sum()) if weight.sum() else 0.0,
+        mean_hops=float((switches * weight).sum() / total) if total else 0.0,
         fewest_paths=int(counts.min()) if len(counts) else 1,
         most_paths=int(counts.max()) if len(counts) else 1,
     )

@@ -4,8 +4,8 @@ A host is a GPU with its NIC ports and its NVLink port (or a NIC alone, where se
 directed egress port; the ports of a node are contiguous, and `port_peer` is the port at the cable's other end. An
 endpoint, the source or destination of a flow, is a host's egress port: it names host and network at once.
 
-Made by `fourlane.twin.fabric.builders` and `fourlane.twin.fabric.rail_clos`. Not for what becomes of packets, nor
-for buffers of traffic classes, which a lane plan gives (`fourlane.twin.fabric.scenario`).
+Made by `fourlane.twin.fabric.builders` and `fourlane.twin.fabric.cluster_topology`. Not for what becomes of packets,
+nor for buffers of traffic classes, which a lane plan gives (`fourlane.twin.fabric.scenario`).
 """
 
 from __future__ import annotations

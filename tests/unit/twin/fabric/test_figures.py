@@ -108,5 +108,6 @@ def test_what_failures_cut_off_is_counted_as_parts() -> None:
     up = net.ports_up(net.links_between(net.node_named("leaf3"), spine))
     found = figures(net, up).networks[0]
     assert found.parts == 2
-    assert found.hops == pytest.approx({1: 8 / 56, 3: 24 / 56})
+    assert found.joined == pytest.approx(32 / 56)
+    assert found.hops == pytest.approx({1: 8 / 32, 3: 24 / 32})
     assert found.bisection == Rate(400 * 10**9 * (1 + 1))
