@@ -12,6 +12,10 @@
     │   ├── TransferError        a KV transfer was lost, corrupt, late or refused
     │   └── RankDied             a rank process ended
     ├── LabError                 the lab could not be brought up, or what runs in it failed
+    ├── SimulationError          a simulation did not end by itself; carries what is known
+    │   ├── SimulationStuck      nothing can happen any more, and flows are unfinished
+    │   ├── LimitReached         its limit of events or of simulated time came first
+    │   └── WorkerDied           the process that ran it died
     ├── ProtocolError            a message was malformed, forged or of another version
     └── RequestError             a client's request cannot be served; carries the HTTP status
         ├── InvalidRequest       400, 404, 413, 415, 422: the client must change it
@@ -24,6 +28,8 @@ A message says where, what was found, what is allowed and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CheckFailed",
     "CheckpointError",
@@ -32,6 +38,7 @@ __all__ = [
     "FourlaneError",
     "InvalidRequest",
     "LabError",
+    "LimitReached",
     "MemoryShortage",
     "Overloaded",
     "PeerLost",
@@ -39,10 +46,13 @@ __all__ = [
     "RankDied",
     "RequestError",
     "ServiceUnavailable",
+    "SimulationError",
+    "SimulationStuck",
     "SpecError",
     "TransferError",
     "Unauthorized",
     "UnsupportedModel",
+    "WorkerDied",
 ]
 
 
@@ -106,6 +116,31 @@ class RankDied(EngineError):
 
 class LabError(FourlaneError):
     """Report that the lab could not be brought up, or that something running in it failed or was late."""
+
+
+class SimulationError(FourlaneError):
+    """Report that a simulation did not end by itself.
+
+    Args:
+        message: what happened, and to what.
+        results: what is known so far: a `Results`, or one for each scenario (None where there is none).
+    """
+
+    def __init__(self, message: str, results: Any = None) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+class SimulationStuck(SimulationError):
+    """Report that nothing can happen any more while flows are unfinished; the message names them."""
+
+
+class LimitReached(SimulationError):
+    """Report that the limit of events or of simulated time came before the flows' end."""
+
+
+class WorkerDied(SimulationError):
+    """Report that a process died while it simulated."""
 
 
 class ProtocolError(FourlaneError):
