@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fourlane.errors import SpecError
 from fourlane.policy.placement import Placement, linear_placement
-from fourlane.twin.fabric.expert_forwarding import Normal
+from fourlane.twin.fabric.expert_forwarding import NormalKernels
 from fourlane.twin.fabric.expert_routing import (
     NO_RANK,
     ExpertRouting,
@@ -19,7 +19,7 @@ from fourlane.twin.fabric.expert_routing import (
     distinct_ranks,
     ranks_of_experts,
 )
-from fourlane.twin.fabric.expert_traffic import LowLatency, message_bytes
+from fourlane.twin.fabric.expert_traffic import LowLatencyKernels, message_bytes
 
 FP8, BF16 = 7408, 14336
 
@@ -78,8 +78,8 @@ def test_low_latency_flows_carry_every_message_that_leaves_its_rank(case: tuple[
     away = counts * ~np.eye(ranks, dtype=bool)
     assert counts.sum() == (rank_TK != NO_RANK).sum()
     for traffic, matrix, message in (
-        (LowLatency(ranks_per_node=per_node).dispatch(counts), away, FP8),
-        (LowLatency(ranks_per_node=per_node).combine(counts), away.T, BF16),
+        (LowLatencyKernels(ranks_per_node=per_node).dispatch(counts), away, FP8),
+        (LowLatencyKernels(ranks_per_node=per_node).combine(counts), away.T, BF16),
     ):
         assert not traffic.nvlink.any()
         assert traffic.bytes_out_of(nvlink=False).tolist() == (matrix.sum(axis=1) * message).tolist()
@@ -90,7 +90,7 @@ def test_low_latency_flows_carry_every_message_that_leaves_its_rank(case: tuple[
 def test_relays_pass_on_just_what_they_get(case: tuple[np.ndarray, int, int], cross_rail: str) -> None:
     rank_TK, ranks, per_node = case
     counts = count_messages(rank_TK, ranks=ranks)
-    traffic = LowLatency(ranks_per_node=per_node, nvlink=True, cross_rail=cross_rail).dispatch(counts)  # type: ignore[arg-type]
+    traffic = LowLatencyKernels(ranks_per_node=per_node, nvlink=True, cross_rail=cross_rail).dispatch(counts)  # type: ignore[arg-type]
     into = sum(traffic.bytes_into(nvlink=each) for each in (False, True))
     out_of = sum(traffic.bytes_out_of(nvlink=each) for each in (False, True))
     away = counts * ~np.eye(ranks, dtype=bool)
@@ -117,7 +117,7 @@ def test_a_token_crosses_once_per_node_and_reaches_every_gpu(
             crossing[relay] += 1
             wanted += np.isin(np.arange(ranks), [g for g in goals if g // per_node == node and g != relay])
         wanted += np.isin(np.arange(ranks), [g for g in goals if g // per_node == source // per_node and g != source])
-    mode = Normal(ranks_per_node=per_node, chunk=chunk, in_flight=in_flight)
+    mode = NormalKernels(ranks_per_node=per_node, chunk=chunk, in_flight=in_flight)
     there, back = mode.dispatch(rank_TK, ranks=ranks), mode.combine(rank_TK, ranks=ranks)
     assert there.bytes_into(nvlink=False).tolist() == (crossing * FP8).tolist()
     assert there.bytes_into(nvlink=True).tolist() == (wanted * FP8).tolist()
@@ -131,7 +131,7 @@ def test_what_is_passed_on_waits_for_its_chunk_and_sums_wait_for_their_parts(
     case: tuple[np.ndarray, int, int], in_flight: int
 ) -> None:
     rank_TK, ranks, per_node = case
-    mode = Normal(ranks_per_node=per_node, chunk=2, in_flight=in_flight)
+    mode = NormalKernels(ranks_per_node=per_node, chunk=2, in_flight=in_flight)
     for traffic, first_nvlink in (
         (mode.dispatch(rank_TK, ranks=ranks), False),
         (mode.combine(rank_TK, ranks=ranks), True),
@@ -169,7 +169,7 @@ def test_a_linear_placement_is_the_default() -> None:
 
 def test_thirty_two_groups_are_laid_out_side_by_side_and_never_mix() -> None:
     counts = np.stack([count_messages(balanced(16, 8, seed=seed), ranks=16) for seed in range(32)])
-    traffic = LowLatency().dispatch(counts)
+    traffic = LowLatencyKernels().dispatch(counts)
     assert traffic.ranks == 512
     assert (traffic.source // 16 == traffic.target // 16).all()
     away = counts.sum() - np.trace(counts, axis1=1, axis2=2).sum()
@@ -184,14 +184,17 @@ def test_thirty_two_groups_are_laid_out_side_by_side_and_never_mix() -> None:
         (lambda: ExpertRouting(tokens=1, experts=9, top_k=2, groups=2), "expected a divisor of 9 experts"),
         (lambda: ExpertRouting(tokens=1, experts=8, top_k=3, groups=4), "at most the 2 experts of 1 groups, got 3"),
         (lambda: message_bytes(100, "fp8"), "hidden: expected a positive multiple of 128, got 100"),
-        (lambda: LowLatency(cross_rail="sender"), "passes messages on over NVLink"),
-        (lambda: LowLatency(cross_rail="pxn"), 'expected "spine", "sender" or "receiver"'),  # type: ignore[arg-type]
-        (lambda: LowLatency().dispatch(np.zeros((2, 3), int)), r"got \(2, 3\)"),
-        (lambda: LowLatency().dispatch(np.zeros((2, 2))), "expected whole numbers, got float64"),
-        (lambda: LowLatency().dispatch(np.array([[0, -1], [0, 0]])), "expected at least 0, got -1"),
-        (lambda: LowLatency().dispatch(np.zeros((12, 12), int)), "expected a multiple of 8 ranks a group, got 12"),
-        (lambda: Normal(chunk=0), "chunk: expected at least 1, got 0"),
-        (lambda: Normal().dispatch(np.zeros((3, 1), np.int32), ranks=2), "equally many tokens each"),
+        (lambda: LowLatencyKernels(cross_rail="sender"), "passes messages on over NVLink"),
+        (lambda: LowLatencyKernels(cross_rail="pxn"), 'expected "spine", "sender" or "receiver"'),  # type: ignore[arg-type]
+        (lambda: LowLatencyKernels().dispatch(np.zeros((2, 3), int)), r"got \(2, 3\)"),
+        (lambda: LowLatencyKernels().dispatch(np.zeros((2, 2))), "expected whole numbers, got float64"),
+        (lambda: LowLatencyKernels().dispatch(np.array([[0, -1], [0, 0]])), "expected at least 0, got -1"),
+        (
+            lambda: LowLatencyKernels().dispatch(np.zeros((12, 12), int)),
+            "expected a multiple of 8 ranks a group, got 12",
+        ),
+        (lambda: NormalKernels(chunk=0), "chunk: expected at least 1, got 0"),
+        (lambda: NormalKernels().dispatch(np.zeros((3, 1), np.int32), ranks=2), "equally many tokens each"),
         (lambda: ranks_of_experts(np.zeros((1, 1), np.int32), ranks=3, experts=8), "expected a multiple of 3 ranks"),
     ],
 )

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.cluster_topology import rail_clos
     from fourlane.twin.fabric.collectives import halving_doubling_all_reduce, repeated, ring_all_reduce
     from fourlane.twin.fabric.compiled import CompiledScenario, Dcqcn
+    from fourlane.twin.fabric.expert_forwarding import NormalKernels
+    from fourlane.twin.fabric.expert_routing import ExpertRouting
+    from fourlane.twin.fabric.expert_traffic import LowLatencyKernels
+    from fourlane.twin.fabric.expert_workloads import expert_flows, expert_layers
     from fourlane.twin.fabric.flows import Flows, Steps, concatenated, in_turn
     from fourlane.twin.fabric.topology import Topology
     from fourlane.twin.fabric.workloads import all_to_all, between, incast, kv_transfers, matrix, permutation, poisson
@@ -22,12 +26,17 @@ if TYPE_CHECKING:
 __all__ = [
     "CompiledScenario",
     "Dcqcn",
+    "ExpertRouting",
     "Flows",
+    "LowLatencyKernels",
+    "NormalKernels",
     "Steps",
     "Topology",
     "all_to_all",
     "between",
     "concatenated",
+    "expert_flows",
+    "expert_layers",
     "fat_tree",
     "halving_doubling_all_reduce",
     "in_turn",
@@ -46,12 +55,17 @@ __all__ = [
 _HOMES = {
     "CompiledScenario": "compiled",
     "Dcqcn": "compiled",
+    "ExpertRouting": "expert_routing",
     "Flows": "flows",
+    "LowLatencyKernels": "expert_traffic",
+    "NormalKernels": "expert_forwarding",
     "Steps": "flows",
     "Topology": "topology",
     "all_to_all": "workloads",
     "between": "workloads",
     "concatenated": "flows",
+    "expert_flows": "expert_workloads",
+    "expert_layers": "expert_workloads",
     "fat_tree": "builders",
     "halving_doubling_all_reduce": "collectives",
     "in_turn": "flows",
@@ -61,9 +75,9 @@ _HOMES = {
     "matrix": "workloads",
     "permutation": "workloads",
     "poisson": "workloads",
+    "rail_clos": "cluster_topology",
     "repeated": "collectives",
     "ring_all_reduce": "collectives",
-    "rail_clos": "cluster_topology",
     "single_switch": "builders",
 }
 

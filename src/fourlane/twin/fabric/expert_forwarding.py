@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     Longs = NDArray[np.int64]
 
-__all__ = ["Normal"]
+__all__ = ["NormalKernels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Normal:
+class NormalKernels:
     """A token crosses once per node, to the GPU of its own rail, which passes it on to its experts' GPUs.
 
     Chunks of tokens keep NIC and NVLink busy at once. From one rank to one node `in_flight` chunks are under way; the
@@ -86,13 +86,14 @@ class Normal:
         home = goal_node == goal_token // tokens // self.ranks_per_node
         found = np.searchsorted(token * nodes + node, goal_token[~home] * nodes + goal_node[~home])
         legs = self._passed_on(chunk[found], goal[~home], chunks)
-        pair, pair_tokens = np.unique(goal_token[home] // tokens * ranks + goal[home], return_counts=True)
-        apart = pair // ranks != pair % ranks
-        return chunks, legs.with_home(pair[apart] // ranks, pair[apart] % ranks, pair_tokens[apart])
+        return chunks, self._with_home(legs, goal_token[home] // tokens, goal[home])
 
     def _chunked(self, source: Longs, node: Longs, nodes: int) -> tuple[Longs, _Chunks]:
-        """Cut the tokens from each rank to each node into chunks; return each token's, and what they are."""
-        lane = source * nodes + node
+        """Cut the tokens from each rank to each node into chunks; return each token's, and what they are.
+
+        A lane is a rank and how many nodes on from its own: so every rank begins with another node.
+        """
+        lane = source * nodes + (node - source // self.ranks_per_node) % nodes
         order = np.argsort(lane, kind="stable")
         place = np.arange(len(lane)) - np.searchsorted(lane[order], lane[order])
         most = int(place.max(initial=0)) // self.chunk + 1
@@ -102,9 +103,10 @@ class Normal:
         chunk = np.empty(len(lane), dtype=np.int64)
         chunk[order] = number
         lanes = key // most
-        rail = lanes // nodes % self.ranks_per_node
-        relay = lanes % nodes * self.ranks_per_node + rail
-        return chunk, _Chunks(lane=lanes, source=lanes // nodes, target=relay, tokens=tokens)
+        sources = lanes // nodes
+        nodes_on = (lanes % nodes + sources // self.ranks_per_node) % nodes
+        relay = nodes_on * self.ranks_per_node + sources % self.ranks_per_node
+        return chunk, _Chunks(lane=lanes, source=sources, target=relay, tokens=tokens)
 
     def _passed_on(self, chunk: Longs, goal: Longs, chunks: _Chunks) -> _Legs:
         """Return what the GPU a chunk arrives at passes on to the others of its node."""
@@ -114,6 +116,21 @@ class Normal:
         target = relay - relay % self.ranks_per_node + key % self.ranks_per_node
         apart = target != relay
         return _Legs(chunk=of[apart], source=relay[apart], target=target[apart], tokens=tokens[apart])
+
+    def _with_home(self, legs: _Legs, source: Longs, goal: Longs) -> _Legs:
+        """Return the ways with those of tokens that stay in their node; every rank begins with the GPU next to it."""
+        key, tokens = np.unique(
+            source * self.ranks_per_node + (goal - source) % self.ranks_per_node, return_counts=True
+        )
+        apart = key % self.ranks_per_node > 0
+        source, ahead = np.divmod(key[apart], self.ranks_per_node)
+        first = source - source % self.ranks_per_node
+        return _Legs(
+            chunk=legs.chunk,
+            source=np.concatenate([legs.source, source]),
+            target=np.concatenate([legs.target, first + (source + ahead) % self.ranks_per_node]),
+            tokens=np.concatenate([legs.tokens, tokens[apart]]),
+        )
 
     def _traffic(self, chunks: _Chunks, legs: _Legs, ranks: int, message: int) -> ExpertTraffic:
         """Return the flows: chunks by NIC first, then what goes over NVLink."""
@@ -156,15 +173,6 @@ class _Legs:
     source: Longs
     target: Longs
     tokens: Longs
-
-    def with_home(self, source: Longs, target: Longs, tokens: Longs) -> _Legs:
-        """Return the ways with those that stay in their node."""
-        return _Legs(
-            chunk=self.chunk,
-            source=np.concatenate([self.source, source]),
-            target=np.concatenate([self.target, target]),
-            tokens=np.concatenate([self.tokens, tokens]),
-        )
 
 
 def _choices(rank_TK: NDArray[np.int32]) -> tuple[Longs, Longs]:

@@ -1,6 +1,6 @@
 """Expert dispatch and combine as flows between ranks, with the bytes that cross each wire: one message a choice.
 
-What a rank sends itself is on no wire. Here ranks are numbers; `fourlane.twin.fabric.expert_flows` puts them on a
+What a rank sends itself is on no wire. Here ranks are numbers; `fourlane.twin.fabric.expert_workloads` puts them on a
 topology. Not for which rank a token goes to (`fourlane.twin.fabric.expert_routing`), nor for tokens that cross once
 per node (`fourlane.twin.fabric.expert_forwarding`).
 
@@ -20,7 +20,7 @@ from fourlane.twin.fabric.expert_routing import check_counts
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ExpertTraffic", "LowLatency", "message_bytes"]
+__all__ = ["ExpertTraffic", "LowLatencyKernels", "message_bytes"]
 
 CrossRail = Literal["spine", "sender", "receiver"]
 _SCALE_BLOCK = 128  # values that share one 4-byte scale in FP8
@@ -89,7 +89,7 @@ class ExpertTraffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowLatency:
+class LowLatencyKernels:
     """One message per (token, expert), straight to the expert's rank.
 
     Args:
@@ -131,10 +131,12 @@ class LowLatency:
         each = cube.shape[-1]
         if each % self.ranks_per_node and each > self.ranks_per_node:
             raise SpecError(f"counts: expected a multiple of {self.ranks_per_node} ranks a group, got {each}")
-        group, row, column = (index.astype(np.int32) for index in np.nonzero(cube))
-        apart = row != column
-        source, target = (group * each + row)[apart], (group * each + column)[apart]
-        size = cube[group[apart], row[apart], column[apart]].astype(np.int64) * message
+        rank = np.arange(each, dtype=np.int32)
+        turned = cube[:, rank[:, None], (rank[:, None] + rank[None, 1:]) % each]  # each begins with its next rank
+        group, row, ahead = (index.astype(np.int32) for index in np.nonzero(turned))
+        source = group * each + row
+        target = group * each + (row + ahead + 1) % each
+        size = turned[group, row, ahead].astype(np.int64) * message
         inside = self._node(source) == self._node(target)
         nowhere = np.empty(0, dtype=np.int32)
         straight = ExpertTraffic(
