@@ -256,11 +256,12 @@ def _lanes(made: CompiledScenario) -> Iterator[str]:
     wrong = (made.queue_cap_q16 > 0) & (made.queue_cap_q16 < 65536)
     if wrong.any():
         yield f"queue_cap_q16[{_first(wrong)}]: expected 0 (none) or at least 65536 (all of the link)"
-    wrong = (made.class_ack_every > 1) & (made.class_rto > 0) & (made.class_transport > 0)
+    repeats = (made.class_rto > 0) | (made.class_trim > 0)
+    wrong = (made.class_ack_every > 1) & repeats & (made.class_transport > 0)
     if wrong.any():
         yield (
-            f"class_ack_every[{_first(wrong)}]: expected 1 where a class repeats selectively after a timeout: "
-            "which packets arrived is known only from an acknowledgement each"
+            f"class_ack_every[{_first(wrong)}]: expected 1 where a class repeats selectively, after a timeout or "
+            "trimming: which packets arrived is known only from an acknowledgement each"
         )
 
 
