@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.expert_traffic import LowLatencyKernels
     from fourlane.twin.fabric.expert_workloads import expert_flows, expert_layers
     from fourlane.twin.fabric.flows import Flows, Steps, concatenated, in_turn
+    from fourlane.twin.fabric.parallel import run_many
+    from fourlane.twin.fabric.results import Results
+    from fourlane.twin.fabric.simulator import Simulator
     from fourlane.twin.fabric.topology import Topology
     from fourlane.twin.fabric.workloads import all_to_all, between, incast, kv_transfers, matrix, permutation, poisson
 
@@ -30,6 +33,8 @@ __all__ = [
     "Flows",
     "LowLatencyKernels",
     "NormalKernels",
+    "Results",
+    "Simulator",
     "Steps",
     "Topology",
     "all_to_all",
@@ -49,6 +54,7 @@ __all__ = [
     "rail_clos",
     "repeated",
     "ring_all_reduce",
+    "run_many",
     "single_switch",
 ]
 
@@ -59,6 +65,8 @@ _HOMES = {
     "Flows": "flows",
     "LowLatencyKernels": "expert_traffic",
     "NormalKernels": "expert_forwarding",
+    "Results": "results",
+    "Simulator": "simulator",
     "Steps": "flows",
     "Topology": "topology",
     "all_to_all": "workloads",
@@ -78,6 +86,7 @@ _HOMES = {
     "rail_clos": "cluster_topology",
     "repeated": "collectives",
     "ring_all_reduce": "collectives",
+    "run_many": "parallel",
     "single_switch": "builders",
 }
 

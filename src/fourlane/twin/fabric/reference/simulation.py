@@ -92,8 +92,9 @@ class Simulation:
         """Let an event happen at a time."""
         heappush(self.heap, (time, kind, event_id))
 
-    def run(self) -> str:
-        """Work off events until all flows are finished; return how it ended."""
+    def run(self, more: int = NEVER) -> str:
+        """Work off events until all flows are finished; return how it ended: "running" after `more` events."""
+        stop = self.events + more
         actions = {
             Event.EPOCH: self.change_epoch,
             Event.PAUSE: self.watchdog.pause,
@@ -107,6 +108,8 @@ class Simulation:
             Event.SAMPLE: self.sample,
         }
         while self.flows_done < self.scenario.flows:
+            if self.events == stop:
+                return "running"
             if not self.heap:
                 return "stuck"
             time, kind, event_id = heappop(self.heap)
