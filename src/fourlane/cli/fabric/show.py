@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,29 +11,49 @@ from fourlane.cli.fabric.topologies import BUILDERS, built
 
 if TYPE_CHECKING:
     from fourlane.report.tables import Table
+    from fourlane.spec.cluster import NetworkName
     from fourlane.twin.fabric.figures import TopologyFigures
 
 __all__ = ["show"]
 
 EXAMPLES = """\b
 Examples:
-  fourlane fabric show --builder leaf-spine --set leaves=4 --set spines=2
+  fourlane fabric show                                       the GPUs' network of the catalog's h800-ft
+  fourlane fabric show h800-10k -o fabric.svg                10,240 GPUs, with a picture
+  fourlane fabric show low-latency --network dcn
+  fourlane fabric show h800-ft --set hpn.leaf.up_ports=8     oversubscribed four to one
   fourlane fabric show --builder fat-tree --set k=16 --json
 """
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--builder", type=click.Choice(BUILDERS), required=True, help="A plain topology.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="An argument of the builder.")
+@click.argument("cluster", required=False)
+@click.option("--builder", type=click.Choice(BUILDERS), help="A plain topology in place of a cluster's.")
+@click.option("--network", type=click.Choice(["hpn", "dcn"]), default="hpn", show_default=True, help="Of the cluster.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change the cluster, or the builder's.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def show(*, builder: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what a topology is made of and what it can carry."""
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Draw it here (.svg, .png, .pdf, .html).")
+def show(
+    *,
+    cluster: str | None,
+    builder: str | None,
+    network: NetworkName,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Show what the network of a CLUSTER (file, or a name of the catalog) is made of and what it can carry."""
     import msgspec
 
     from fourlane.report.tables import console, print_table
     from fourlane.twin.fabric.figures import figures
 
-    found = figures(built(builder, overrides))
+    topology = built(cluster, builder, overrides, network=network)
+    found = figures(topology)
+    if output is not None:
+        from fourlane.report.fabric_topology_plot import plot_topology
+
+        plot_topology(output, topology, found)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found, enc_hook=str), indent=2))
         return
@@ -42,6 +63,8 @@ def show(*, builder: str, overrides: tuple[str, ...], as_json: bool) -> None:
     for table in (_tiers(found), _cables(found), _networks(found)):
         out.print()
         print_table(out, table)
+    if output is not None:
+        out.print(f"\npicture: {output}", markup=False, soft_wrap=True)
 
 
 def _tiers(found: TopologyFigures) -> Table:

@@ -1,4 +1,4 @@
-"""Which topology the subcommands of `fourlane fabric` work on: a plain one, by its builder."""
+"""Which topology the subcommands of `fourlane fabric` work on: that of a cluster, or a plain one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,38 @@ from fourlane.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fourlane.spec.cluster import NetworkName
     from fourlane.twin.fabric.topology import Topology
 
-__all__ = ["BUILDERS", "built"]
+__all__ = ["BUILDERS", "USUAL_CLUSTER", "built"]
 
-BUILDERS = ("single-switch", "leaf-spine", "fat-tree")
+USUAL_CLUSTER = "h800-ft"
+BUILDERS = ("single-switch", "leaf-spine", "fat-tree", "multi-plane")
 
 
-def built(builder: str, overrides: Sequence[str]) -> Topology:
-    """Build a plain topology; each override gives one of the builder's arguments.
+def built(cluster: str | None, builder: str | None, overrides: Sequence[str], *, network: NetworkName) -> Topology:
+    """Build the topology of a cluster's network, or a plain one.
+
+    Args:
+        cluster: a file or a name of the catalog; None for the usual one.
+        builder: a plain topology instead; each override then gives one of its arguments.
+        overrides: "path=value" texts.
+        network: of the cluster.
 
     Raises:
-        SpecError: an argument is unknown or wrong.
+        SpecError: both are given, or something in them is wrong.
     """
+    if builder is None:
+        from fourlane.spec.load import load_cluster
+        from fourlane.twin.fabric.cluster_topology import rail_clos
+
+        return rail_clos(load_cluster(cluster or USUAL_CLUSTER, overrides=overrides), network)
+    if cluster is not None:
+        raise SpecError(f"--builder {builder}: expected no cluster beside it, got {cluster}; leave one of them out")
+    return _plain(builder, overrides)
+
+
+def _plain(builder: str, overrides: Sequence[str]) -> Topology:
     from fourlane.twin.fabric import builders
 
     make: Callable[..., Topology] = getattr(builders, builder.replace("-", "_"))

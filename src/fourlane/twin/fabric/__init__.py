@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fourlane.twin.fabric.builders import fat_tree, leaf_spine, single_switch
+    from fourlane.twin.fabric.builders import fat_tree, leaf_spine, multi_plane, single_switch
     from fourlane.twin.fabric.cluster_topology import rail_clos
     from fourlane.twin.fabric.collectives import halving_doubling_all_reduce, repeated, ring_all_reduce
     from fourlane.twin.fabric.compiled import CompiledScenario, Dcqcn
@@ -49,6 +49,7 @@ __all__ = [
     "kv_transfers",
     "leaf_spine",
     "matrix",
+    "multi_plane",
     "permutation",
     "poisson",
     "rail_clos",
@@ -81,6 +82,7 @@ _HOMES = {
     "kv_transfers": "workloads",
     "leaf_spine": "builders",
     "matrix": "workloads",
+    "multi_plane": "builders",
     "permutation": "workloads",
     "poisson": "workloads",
     "rail_clos": "cluster_topology",

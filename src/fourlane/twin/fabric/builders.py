@@ -1,4 +1,4 @@
-"""Plain topologies: one switch, leaf and spine, fat tree. Hosts stand on leaves in order.
+"""Plain topologies: one switch, leaf and spine, fat tree, several planes. Hosts stand on leaves in order.
 
 For those of a cluster file see `fourlane.twin.fabric.cluster_topology`.
 """
@@ -17,7 +17,7 @@ from fourlane.units import Duration, Quantity, Rate, Size
 if TYPE_CHECKING:
     from fourlane.twin.fabric.topology import Topology
 
-__all__ = ["Equipment", "fat_tree", "leaf_spine", "single_switch"]
+__all__ = ["Equipment", "fat_tree", "leaf_spine", "multi_plane", "single_switch"]
 
 
 class Equipment(TypedDict, total=False):
@@ -95,7 +95,22 @@ def fat_tree(k: int = 4, **equipment: Unpack[Equipment]) -> Topology:
     return _plain(f"fat_tree({k})", tiers, half, equipment)
 
 
-def _plain(name: str, tiers: Tiers, hosts_per_leaf: int, equipment: Equipment) -> Topology:
+def multi_plane(
+    planes: int = 2, leaves: int = 8, hosts_per_leaf: int = 8, spines: int = 8, **equipment: Unpack[Equipment]
+) -> Topology:
+    """Build hosts with a port in each of several disjoint leaf-spine networks ("net.0", "net.1", ...), all alike.
+
+    Raises:
+        SpecError: a count or quantity is wrong.
+    """
+    counts = {"planes": planes, "leaves": leaves, "hosts_per_leaf": hosts_per_leaf, "spines": spines}
+    _refuse("multi_plane", *(fault for name, value in counts.items() for fault in _count(name, value)))
+    name = f"multi_plane({planes}x{leaves}x{hosts_per_leaf}x{spines})"
+    tiers = Tiers(leaves=leaves, spines=spines, leaf_up=spines)
+    return _plain(name, tiers, hosts_per_leaf, equipment, planes=planes)
+
+
+def _plain(name: str, tiers: Tiers, hosts_per_leaf: int, equipment: Equipment, *, planes: int = 1) -> Topology:
     made = _quantities(name.partition("(")[0], equipment)
     hosts = np.arange(tiers.leaves * hosts_per_leaf, dtype=np.int32)
     leaf_of = hosts.astype(np.int64) // hosts_per_leaf
@@ -104,10 +119,11 @@ def _plain(name: str, tiers: Tiers, hosts_per_leaf: int, equipment: Equipment) -
     gear = Gear(
         latency=made["switch_latency"], buffer=made["buffer"], cut_through=bool(equipment.get("cut_through", False))
     )
-    network = draft.network("net", Nic(tx_latency=made["nic_latency"], rx_latency=made["nic_latency"]))
+    nic = Nic(tx_latency=made["nic_latency"], rx_latency=made["nic_latency"])
+    networks = [draft.network(f"net.{plane}" if planes > 1 else "net", nic) for plane in range(planes)]
     down = Cable(rate=made["rate"], prop=made["propagation"])
     up = Cable(rate=made["uplink_rate"], prop=made["propagation"])
-    lay_clos(draft, tiers, leaf_of, gear=(gear, gear, gear), cables=(down, up, up), networks=(network,))
+    lay_clos(draft, tiers, leaf_of, gear=(gear, gear, gear), cables=(down, up, up), networks=networks)
     return draft.finish()
 
 
