@@ -22,18 +22,25 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.flows import Flows, Steps, concatenated, in_turn
     from fourlane.twin.fabric.parallel import run_many
     from fourlane.twin.fabric.results import Results
+    from fourlane.twin.fabric.scenario import Scenario
+    from fourlane.twin.fabric.settings import ClassSettings, DcqcnSettings, Failure, QueueSettings
     from fourlane.twin.fabric.simulator import Simulator
     from fourlane.twin.fabric.topology import Topology
     from fourlane.twin.fabric.workloads import all_to_all, between, incast, kv_transfers, matrix, permutation, poisson
 
 __all__ = [
+    "ClassSettings",
     "CompiledScenario",
     "Dcqcn",
+    "DcqcnSettings",
     "ExpertRouting",
+    "Failure",
     "Flows",
     "LowLatencyKernels",
     "NormalKernels",
+    "QueueSettings",
     "Results",
+    "Scenario",
     "Simulator",
     "Steps",
     "Topology",
@@ -60,13 +67,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClassSettings": "settings",
     "CompiledScenario": "compiled",
     "Dcqcn": "compiled",
+    "DcqcnSettings": "settings",
     "ExpertRouting": "expert_routing",
+    "Failure": "settings",
     "Flows": "flows",
     "LowLatencyKernels": "expert_traffic",
     "NormalKernels": "expert_forwarding",
+    "QueueSettings": "settings",
     "Results": "results",
+    "Scenario": "scenario",
     "Simulator": "simulator",
     "Steps": "flows",
     "Topology": "topology",

@@ -52,7 +52,7 @@ class Flows:
         message: i64 [F] or [1], bytes of each message within a flow; 0: the flow is one message.
         start: i64 [F] or [1], ps; not before this.
         delay: i64 [F] or [1], ps from there, or from when the last awaited flow was delivered.
-        kinds: names of classes.
+        kinds: names of classes; none where all flows are gates, which belong to no class.
         kind: u8 [F] or [1], which of `kinds`.
         qp: u32 [F], destination queue pairs, which tell connections of the same hosts apart; None: each its own.
         pin: u32 [F] or [1], the path of a class routed statically, a byte a tier.
@@ -81,7 +81,7 @@ class Flows:
         """Return flows without bytes, for others to wait for."""
         none = np.full(count, -1, np.int32)
         held = _held("delay", delay)
-        return cls(source=none, destination=none, size=_zero(), delay=held, groups=((name, 0),))
+        return cls(source=none, destination=none, size=_zero(), delay=held, kinds=(), groups=((name, 0),))
 
     @property
     def total_bytes(self) -> int:
@@ -152,6 +152,8 @@ class Flows:
         """
         if not len(self):
             raise SpecError("flows: expected at least one flow, got none")
+        if not self.kinds:
+            raise SpecError("flows: expected at least one flow with bytes, got gates only")
         if len(self.kinds) > MOST_KINDS:
             raise SpecError(f"flows: kinds: expected at most {MOST_KINDS} classes, got {len(self.kinds)}")
         for name in ("size", "message", "start", "delay", "kind", "pin"):
@@ -206,7 +208,7 @@ def concatenated(parts: Sequence[Flows]) -> Flows:
     lengths = [len(part) for part in parts]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).tolist()
     kinds = tuple(dict.fromkeys(kind for part in parts for kind in part.kinds))
-    numbers = [np.array([kinds.index(kind) for kind in part.kinds], np.uint8)[part.kind] for part in parts]
+    numbers = [np.array([kinds.index(kind) for kind in part.kinds] or [0], np.uint8)[part.kind] for part in parts]
     together = {
         name: _joined([getattr(part, name) for part in parts], lengths)
         for name in ("size", "message", "start", "delay", "pin")
