@@ -7,6 +7,7 @@ from fourlane.cli import LazyGroup
 __all__ = ["fabric"]
 
 _COMMANDS = {
+    "latency": "Show where the time goes from memory to memory, hop by hop.",
     "show": "Show a topology: switches, cables, bisection, hops; as tables, JSON, a picture.",
 }
 
@@ -19,6 +20,7 @@ fabric = LazyGroup(
     \b
     Examples:
       fourlane fabric show h800-ft                   switches, cables, bisection, hops of a cluster
+      fourlane fabric latency --cluster low-latency  4 us, hop by hop
       fourlane fabric show --builder fat-tree --set k=16 -o fat-tree.svg
 
     Exit codes: 0 done, 1 a check did not pass or a run did not end, 2 a file or option is wrong.

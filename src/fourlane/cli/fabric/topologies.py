@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from fourlane.spec.cluster import NetworkName
     from fourlane.twin.fabric.topology import Topology
 
-__all__ = ["BUILDERS", "USUAL_CLUSTER", "built"]
+__all__ = ["BUILDERS", "USUAL_CLUSTER", "USUAL_LATENCY_CLUSTER", "built"]
 
 USUAL_CLUSTER = "h800-ft"
+USUAL_LATENCY_CLUSTER = "low-latency"
 BUILDERS = ("single-switch", "leaf-spine", "fat-tree", "multi-plane")
 
 
