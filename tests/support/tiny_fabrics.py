@@ -14,7 +14,7 @@ from fourlane.twin.fabric.compiled import CompiledScenario
 from fourlane.twin.fabric.routing import routing_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from fourlane.twin.fabric.topology import Topology
 
@@ -76,6 +76,8 @@ def towards(scenario: CompiledScenario, host: int) -> int:
     return int(scenario.port_peer[port_of(scenario, host)])
 
 
-def only(queues: int, at: Iterable[int], value: int, rest: int = 0) -> list[int]:
-    """Return a value for some queues and another for the rest."""
-    return [value if q in set(at) else rest for q in range(queues)]
+def uplinks(net: Topology, switch: str) -> list[int]:
+    """Return a switch's ports to other switches."""
+    node = net.node_named(switch)
+    beyond = net.node_kind[net.port_node[net.port_peer]]
+    return np.flatnonzero((net.port_node == node) & (beyond == 1)).tolist()
