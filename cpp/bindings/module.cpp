@@ -1,5 +1,5 @@
-// Python's view of the native core. The only file that knows nanobind; it checks shapes and types, and
-// releases the GIL, but computes nothing itself.
+// Python's view of the native core. Only the files in this directory know nanobind; they check shapes and types, and
+// release the GIL, but compute nothing themselves. The simulator of networks is in fabric.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -23,6 +23,8 @@
 
 namespace nb = nanobind;
 using namespace nb::literals;
+
+void bind_fabric(nb::module_& module);
 
 namespace {
 
@@ -378,4 +380,5 @@ NB_MODULE(_native, module) {
         .def("wait", &mesh_wait, "operation"_a, "patience_ms"_a,
              "Move bytes until it is through; return (end, errno, [(peer, received, expected, unsent)]).")
         .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
+    bind_fabric(module);
 }

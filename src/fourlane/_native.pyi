@@ -1,7 +1,7 @@
-# Types of the native module (cpp/bindings/module.cpp).
+# Types of the native module (cpp/bindings/).
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +83,9 @@ class SocketMesh:
     def wait(self, operation: int, patience_ms: int) -> tuple[int, int, list[tuple[int, int, int, int]]]: ...
     @property
     def sleeps(self) -> int: ...
+
+class FabricSimulation:
+    def __init__(self, arrays: dict[str, Any]) -> None: ...
+    def advance(self, max_events: int) -> bool: ...
+    def progress(self) -> tuple[int, int, int, int]: ...
+    def result(self) -> dict[str, Any]: ...

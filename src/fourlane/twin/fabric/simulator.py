@@ -166,8 +166,7 @@ def _made(scenario: CompiledScenario, engine: str) -> Engine:
         return _Reference(scenario)
     from fourlane import _native
 
-    native: Any = _native
-    return native.FabricSimulation(scenario.flat())
+    return _native.FabricSimulation(scenario.flat())
 
 
 def _payload_of(scenario: CompiledScenario) -> int:
