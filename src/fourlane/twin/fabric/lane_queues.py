@@ -64,7 +64,7 @@ _PLAIN_QUEUE = QueueSettings(
     scheduler="dwrr", weight=100, alpha=1.0, reserved=Size(0), lossless=True, ecn="off", service="round-robin"
 )
 _ACK_QUEUE = QueueSettings(
-    scheduler="strict", alpha=8.0, reserved=Size(8192), lossless=False, ecn="off", service="round-robin"
+    scheduler="strict", weight=100, alpha=8.0, reserved=Size(8192), lossless=False, ecn="off", service="round-robin"
 )
 
 Uses = frozenset[tuple[str, str]]
