@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.parallel import run_many
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.scenario import Scenario
+    from fourlane.twin.fabric.scenario_file import load_scenario
     from fourlane.twin.fabric.settings import ClassSettings, DcqcnSettings, Failure, QueueSettings
     from fourlane.twin.fabric.simulator import Simulator
     from fourlane.twin.fabric.topology import Topology
@@ -55,6 +56,7 @@ __all__ = [
     "incast",
     "kv_transfers",
     "leaf_spine",
+    "load_scenario",
     "matrix",
     "multi_plane",
     "permutation",
@@ -93,6 +95,7 @@ _HOMES = {
     "incast": "workloads",
     "kv_transfers": "workloads",
     "leaf_spine": "builders",
+    "load_scenario": "scenario_file",
     "matrix": "workloads",
     "multi_plane": "builders",
     "permutation": "workloads",
