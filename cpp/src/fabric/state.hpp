@@ -16,7 +16,7 @@ inline constexpr std::uint32_t kMostQueues = 8;
 enum class PacketKind : std::uint8_t { data, ack, nack, cnp, rts, cts };
 
 // Which account a packet's buffer is charged to.
-enum class Charge : std::uint8_t { none, ingress, headroom, egress };
+enum class Charge : std::uint8_t { none, ingress, egress };
 
 struct alignas(64) Packet {
     Time time;  // in flight: when it arrives; queued: when it may leave

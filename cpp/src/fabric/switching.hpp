@@ -114,7 +114,7 @@ inline bool Core::charge_ingress(Node& node, Packet& packet, const QueueRules& r
     const bool roomy = group.headroom_used + wire <= group.headroom;
     if (roomy) {
         group.headroom_used += wire;
-        packet.charge = Charge::headroom;
+        packet.charge = Charge::ingress;
     }
     if (!group.xoff && (group.used > Bytes{} || group.headroom_used > Bytes{})) {
         group.xoff = true;
@@ -134,12 +134,10 @@ inline void Core::release(Packet& packet, std::uint32_t egress, Time now) {
         return;
     }
     Ingress& group = ingress_at(packet.ingress, packet.queue);
-    if (packet.charge == Charge::ingress) {
-        group.used -= wire;
-        node.shared_used -= growth(rules, group.used, wire);
-    } else {
-        group.headroom_used -= wire;
-    }
+    const Bytes from_headroom = std::min(wire, group.headroom_used);
+    group.headroom_used -= from_headroom;
+    group.used -= wire - from_headroom;
+    node.shared_used -= growth(rules, group.used, wire - from_headroom);
     if (group.xoff) resume_if_empty_enough(node, rules, group, packet.ingress, packet.queue, now);
 }
 

@@ -7,7 +7,8 @@ newcomers (Choudhury and Hahne, Dynamic queue length thresholds, IEEE/ACM ToN 19
 Lossless queues are counted by where packets came in: group (ingress port, queue). When a group may not grow any more,
 the switch tells the sender at the other end of that cable to stop this queue (XOFF, IEEE 802.1Qbb). What is under way
 until that works - two propagations, the sender's reaction, a packet being sent at each end - goes into the group's
-headroom, which is its own: it is not taken from the pool. When the group has emptied far enough, XON.
+headroom, which is its own: it is not taken from the pool. What leaves empties the headroom first, whichever packet
+it is: the group only counts bytes. When it has emptied far enough, XON.
 
 Lossy queues are counted by where packets go out: group (egress port, queue). What does not fit is trimmed to its
 header, where the class asks for it (so that the receiver knows at once what is missing), or dropped.
@@ -80,7 +81,7 @@ class Buffers:
         roomy = self.headroom_used[i][q] + wire <= self.scenario.port_headroom[i]
         if roomy:
             self.headroom_used[i][q] += wire
-            packet.charge = Charge.HEADROOM
+            packet.charge = Charge.INGRESS
         if not self.xoff[i][q] and (self.ingress_used[i][q] or self.headroom_used[i][q]):
             self.xoff[i][q] = True
             self.simulation.port_pauses[i, q] += 1
@@ -148,10 +149,10 @@ class Buffers:
         if packet.charge == Charge.EGRESS:  # the queue's bytes no longer count the packet
             self.shared_used[switch] -= self.growth(q, self.simulation.queue_bytes[egress][q], wire)
         elif packet.charge == Charge.INGRESS:
-            self.ingress_used[i][q] -= wire
-            self.shared_used[switch] -= self.growth(q, self.ingress_used[i][q], wire)
-        elif packet.charge == Charge.HEADROOM:
-            self.headroom_used[i][q] -= wire
+            from_headroom = min(wire, self.headroom_used[i][q])
+            self.headroom_used[i][q] -= from_headroom
+            self.ingress_used[i][q] -= wire - from_headroom
+            self.shared_used[switch] -= self.growth(q, self.ingress_used[i][q], wire - from_headroom)
         packet.charge = Charge.NONE
         if self.scenario.queue_lossless[q] and self.xoff[i][q]:
             self.resume_if_empty_enough(switch, i, q)

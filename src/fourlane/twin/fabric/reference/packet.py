@@ -38,9 +38,8 @@ class Charge(IntEnum):
     """Which account of a switch's buffer holds a packet's bytes."""
 
     NONE = 0
-    INGRESS = 1  # (ingress port, queue) of a lossless queue: reservation and shared pool
-    HEADROOM = 2  # (ingress port, queue): what was in flight when the pause went out
-    EGRESS = 3  # (egress port, queue) of a lossy queue
+    INGRESS = 1  # (ingress port, queue) of a lossless queue: reservation and shared pool, then headroom
+    EGRESS = 2  # (egress port, queue) of a lossy queue
 
 
 @dataclass(slots=True)

@@ -42,6 +42,15 @@ def test_headroom_must_hold_exactly_what_was_sent_before_the_pause_took_effect(
     assert paused_at_once(enough - 1, 10, pfc_response=response)["port_drops"].sum() > 0
 
 
+def test_a_paused_port_goes_on_before_the_link_it_feeds_runs_dry() -> None:
+    # Two hosts fill 40 packets of pool again and again, and the third's link must not notice: 400 packets back to back.
+    given = {"queue_lossless": [1], "port_headroom": [6 * 4160] * 6, "node_shared": [0, 0, 0, 40 * 4160]}
+    result = simulate(star(3, [(0, 2, 200 * FULL), (1, 2, 200 * FULL)], **given))
+    assert result["port_pauses"].sum() > 10
+    assert result["port_drops"].sum() == 0
+    assert result["flow_delivered"].max() == ALONE + 399 * PACKET
+
+
 def test_a_pause_frame_waits_for_the_packet_being_sent_on_its_cable() -> None:
     # Host 1 sends to host 0 as well, so that the cable on which XOFF must go is busy: from 683,200 on, all the time.
     given = {"queue_lossless": [0, 1], "queue_weight": [0, 0], "class_queue": [1, 0], "flow_class": [0, 1]}
