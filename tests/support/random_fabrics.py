@@ -44,7 +44,7 @@ def several(draw: Draw, count: int, *values: Any) -> list[Any]:
 
 @st.composite
 def fabrics(draw: Draw) -> CompiledScenario:
-    """Draw a scenario. Its run ends by itself or after 30,000 events."""
+    """Draw a scenario. Its run ends by itself or after 8,000 events."""
     net = draw(st.sampled_from(NETWORKS))
     packet = {"mtu": pick(draw, 4096, 1000), "header": pick(draw, 64, 0), "ack_wire": pick(draw, 64, 1)}
     queues, classes, flows = (draw(st.integers(1, most)) for most in (4, 3, 12))
@@ -174,7 +174,7 @@ def scalars(draw: Draw, net: Topology) -> dict[str, Any]:
         "watchdog_drop": pick(draw, 1, 0),
         "sample_interval": pick(draw, 0, 700_000),
         "sample_ports": draw(st.lists(st.integers(0, net.ports - 1), max_size=3)),
-        "max_events": pick(draw, *[30_000] * 8, 300, 1),
+        "max_events": pick(draw, *[8_000] * 8, 300, 1),
         "max_time": pick(draw, *[400 * US] * 4, 5 * US, 1_234_567),
         "dcqcn": Dcqcn(
             g=pick(draw, 1 / 256, 0.25, 0.0),
