@@ -27,21 +27,21 @@ inline void Core::forward(std::uint32_t id, std::uint32_t via, Time now) {
     packet.ingress = link.peer;
     const std::uint32_t egress = route(node, link.to_node, packet, now);
     if (egress == kNone) return drop(id, via);
+    const Bytes wire{packet.wire};  // before it may be trimmed
     if (!admit(node, packet, egress, now)) return drop(id, egress);
     packet.time = now + node.latency;
-    if (node.cut_through) packet.time += cut_through_wait(link, egress, packet);
+    if (node.cut_through) packet.time += cut_through_wait(link, wire, egress, packet);
     append(egress, id);
 }
 
 // How long a packet must wait after its header for its last bit: not at all if it can be cut through.
-inline Time Core::cut_through_wait(const Port& link, std::uint32_t egress, const Packet& packet) {
+inline Time Core::cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet) {
     const Port& out = ports_[egress];
     if (out.free_at <= packet.time && depth_[egress] == 0 && queue_at(egress, packet.queue).credit <= packet.time &&
         !halted(out, packet.queue) && out.pace_q16 >= link.pace_q16) {
         return {};
     }
-    return serialisation(link.pace_q16, {packet.wire}) -
-           serialisation(link.pace_q16, {std::min<std::int64_t>(packet.wire, kCutThroughBytes)});
+    return serialisation(link.pace_q16, wire) - serialisation(link.pace_q16, std::min(wire, kCutThroughHeader));
 }
 
 // The egress port, or kNone where no port towards the destination is up.
