@@ -112,6 +112,7 @@ void Core::set_up_ports() {
     cold_.resize(count);
     endpoints_.resize(count);
     depth_.resize(count);
+    clear_at_.resize(count);
     signal_.resize(count);
     deepest_.resize(count);
     queues_.resize(count * queue_count_);

@@ -61,7 +61,7 @@ struct QueueRules {
     std::uint8_t next_weighted;
 };
 
-inline constexpr Bytes kCutThroughHeader{64};
+inline constexpr std::int64_t kCutThroughBytes = 64;
 inline constexpr Bytes kCapBurst{16384};
 inline constexpr Bytes kPauseFrame{64};
 
@@ -107,7 +107,7 @@ private:
     // switching.hpp: a packet at a switch
     void arrive(std::uint32_t via, Time now);
     void forward(std::uint32_t id, std::uint32_t via, Time now);
-    Time cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet);
+    Time cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet, Time now);
     std::uint32_t route(Node& node, std::uint32_t number, const Packet& packet, Time now);
     std::uint32_t choose_adaptive(Node& node, std::span<const std::uint32_t> ports, Time now);
     // A port's depth as adaptive routing sees it: in quanta, up to a level.
@@ -255,6 +255,7 @@ private:
     std::vector<Node> nodes_;
     std::vector<Endpoint> endpoints_;   // by port
     std::vector<std::int64_t> depth_;   // bytes queued, by port
+    std::vector<Time> clear_at_;  // when a port will have sent all it holds, if nothing keeps it from it
     std::vector<std::int64_t> signal_;  // the same as adaptive routing sees it
     std::vector<std::int64_t> deepest_;
     std::vector<Flow> flows_;

@@ -30,18 +30,26 @@ inline void Core::forward(std::uint32_t id, std::uint32_t via, Time now) {
     const Bytes wire{packet.wire};  // before it may be trimmed
     if (!admit(node, packet, egress, now)) return drop(id, egress);
     packet.time = now + node.latency;
-    if (node.cut_through) packet.time += cut_through_wait(link, wire, egress, packet);
+    if (node.cut_through) {
+        packet.time += cut_through_wait(link, wire, egress, packet, now);
+        Time& clear_at = clear_at_[egress];
+        clear_at = std::max(clear_at, packet.time) + serialisation(ports_[egress].pace_q16, {packet.wire});
+    }
     append(egress, id);
 }
 
-// How long a packet must wait after its header for its last bit: not at all if it can be cut through.
-inline Time Core::cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet) {
+// How long a packet must wait after its header for its last bit: not at all if it can be cut through, into a port that
+// will have sent all it holds when the packet gets there.
+inline Time Core::cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet,
+                                   Time now) {
     const Port& out = ports_[egress];
-    if (out.free_at <= packet.time && depth_[egress] == 0 && queue_at(egress, packet.queue).credit <= packet.time &&
-        !halted(out, packet.queue) && out.pace_q16 >= link.pace_q16) {
+    const Time backlog_gone = std::max(now, out.free_at) + serialisation(out.pace_q16, {depth_[egress]});
+    if (clear_at_[egress] <= packet.time && backlog_gone <= packet.time &&
+        queue_at(egress, packet.queue).credit <= packet.time && !halted(out, packet.queue) &&
+        out.pace_q16 >= link.pace_q16) {
         return {};
     }
-    return serialisation(link.pace_q16, wire) - serialisation(link.pace_q16, std::min(wire, kCutThroughHeader));
+    return serialisation(link.pace_q16, wire) - serialisation(link.pace_q16, std::min(wire, Bytes{kCutThroughBytes}));
 }
 
 // The egress port, or kNone where no port towards the destination is up.

@@ -5,8 +5,9 @@ other end of the cable when its last bit is (store and forward): ser + propagati
 for the switch's pipeline, and then in the FIFO of its egress port and queue.
 
 A cut-through switch begins to send once it has read the header, but only where nothing can come in between: into an
-egress port that is idle, with empty queues, not paused, not faster than the ingress (else bits would run out). In all
-other cases it stores and forwards (Dell, PowerSwitch guide, "cut-through switching").
+egress port that will be idle when the packet gets there, not paused, not faster than the ingress (else bits would run
+out). In all other cases it stores and forwards (Dell, PowerSwitch guide, "cut-through switching"). Packets that are
+ahead in the pipeline and will be gone by then do not make a port busy: the pipeline is longer than a packet.
 
 Decisions: an event that no longer means anything (see `is_stale`) is not counted. Bytes of a PFC pause, and frames'
 preambles and gaps, take no time: rates are those of whole packets. A failed link loses what is on it, and, at
@@ -58,6 +59,7 @@ class Simulation:
         # Deficit round robin: whose turn it is among the weighted queues, whether it has had its quantum, what is left
         self.weighted = [q for q in range(queues) if scenario.queue_weight[q] > 0]
         self.strict = [q for q in reversed(range(queues)) if scenario.queue_weight[q] == 0]
+        self.clear_at = [0] * ports  # when a port will have sent all it holds, if nothing keeps it from it
         self.turn = [0] * ports
         self.fresh = [True] * ports
         self.deficit = [[0] * queues for _ in range(ports)]
@@ -172,6 +174,7 @@ class Simulation:
         else:
             latency = self.scenario.node_latency[node]
             packet.ready = (self.now if self.cuts_through(packet, node, egress) else packet.tail) + latency
+            self.clear_at[egress] = max(self.clear_at[egress], packet.ready) + self.serialisation(egress, packet.wire)
             self.enqueue(egress, packet)
 
     def cuts_through(self, packet: Packet, node: int, egress: int) -> bool:
@@ -180,8 +183,8 @@ class Simulation:
         ready = self.now + scenario.node_latency[node]
         return (
             scenario.node_cut_through[node] == 1
-            and self.free_at[egress] <= ready
-            and self.depth[egress] == 0
+            and self.clear_at[egress] <= ready
+            and max(self.now, self.free_at[egress]) + self.serialisation(egress, self.depth[egress]) <= ready
             and self.credit[egress][q] <= ready
             and not self.watchdog.halted(egress, q)
             and scenario.port_ps_q16[egress] >= scenario.port_ps_q16[packet.ingress]

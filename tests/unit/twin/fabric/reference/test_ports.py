@@ -105,6 +105,13 @@ def test_cut_through_needs_an_idle_egress() -> None:
     assert simulate(late)["flow_delivered"].tolist() == [first, ALONE + 50_000]
 
 
+def test_a_packet_ahead_in_the_pipeline_that_will_be_gone_does_not_hinder_cut_through() -> None:
+    # The first is on the wire from 601,280 to 684,480; the second's header is there at 701,280.
+    behind = compiled(single_switch(3, cut_through=True), [(0, 2, FULL), (1, 2, FULL)], flow_start=[0, 100_000])
+    first = ALONE - 4096 * 20
+    assert simulate(behind)["flow_delivered"].tolist() == [first, first + 100_000]
+
+
 def test_cut_through_never_goes_to_a_faster_link() -> None:
     net = leaf_spine(2, 1, 1, cut_through=True, uplink_rate="800Gbps")
     slow_to_fast, fast, fast_to_slow = 83_200 + 600_000, 64 * 10 + 600_000, 64 * 10 + 600_000
