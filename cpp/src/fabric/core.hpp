@@ -61,7 +61,7 @@ struct QueueRules {
     std::uint8_t next_weighted;
 };
 
-inline constexpr std::int64_t kCutThroughBytes = 64;
+inline constexpr Bytes kCutThroughHeader{64};
 inline constexpr Bytes kCapBurst{16384};
 inline constexpr Bytes kPauseFrame{64};
 
@@ -255,7 +255,7 @@ private:
     std::vector<Node> nodes_;
     std::vector<Endpoint> endpoints_;   // by port
     std::vector<std::int64_t> depth_;   // bytes queued, by port
-    std::vector<Time> clear_at_;  // when a port will have sent all it holds, if nothing keeps it from it
+    std::vector<Time> clear_at_;        // when a port will have sent all it holds, if nothing keeps it from it
     std::vector<std::int64_t> signal_;  // the same as adaptive routing sees it
     std::vector<std::int64_t> deepest_;
     std::vector<Flow> flows_;

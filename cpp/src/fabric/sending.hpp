@@ -73,7 +73,7 @@ inline void Core::put_on_link(std::uint32_t number, Port& port, Queue& queue, Pa
     if (rules.cap_q16 > 0) spend_credit(port, queue, rules, busy, now);
     port.free_at = now + busy + gap;
     Time head = busy;
-    if (port.to_cut_through) head = serialisation(port.pace_q16, std::min(wire, Bytes{kCutThroughBytes}));
+    if (port.to_cut_through) head = serialisation(port.pace_q16, std::min(wire, kCutThroughHeader));
     packet.time = now + head + port.propagation;
     packet.next = kNone;
     if (port.at_host) {

@@ -49,7 +49,7 @@ inline Time Core::cut_through_wait(const Port& link, Bytes wire, std::uint32_t e
         out.pace_q16 >= link.pace_q16) {
         return {};
     }
-    return serialisation(link.pace_q16, wire) - serialisation(link.pace_q16, std::min(wire, Bytes{kCutThroughBytes}));
+    return serialisation(link.pace_q16, wire) - serialisation(link.pace_q16, std::min(wire, kCutThroughHeader));
 }
 
 // The egress port, or kNone where no port towards the destination is up.

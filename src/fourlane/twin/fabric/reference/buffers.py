@@ -146,6 +146,8 @@ class Buffers:
         """Free what a packet held, as its transmission begins or it is dropped; call it with the queue it leaves."""
         i, q, wire = packet.ingress, packet.queue, packet.wire
         switch = self.scenario.port_node[egress]
+        if packet.charge == Charge.NONE:  # a host's own: it has no buffer to pause anyone for
+            return
         if packet.charge == Charge.EGRESS:  # the queue's bytes no longer count the packet
             self.shared_used[switch] -= self.growth(q, self.simulation.queue_bytes[egress][q], wire)
         elif packet.charge == Charge.INGRESS:
