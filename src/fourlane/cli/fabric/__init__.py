@@ -7,7 +7,9 @@ from fourlane.cli import LazyGroup
 __all__ = ["fabric"]
 
 _COMMANDS = {
+    "compare": "Simulate one workload under ECMP, adaptive routing, spray; shared and own queues; ECN on and off.",
     "latency": "Show where the time goes from memory to memory, hop by hop.",
+    "run": "Simulate a scenario packet by packet and show what came of it.",
     "show": "Show a topology: switches, cables, bisection, hops; as tables, JSON, a picture.",
 }
 
@@ -22,7 +24,10 @@ fabric = LazyGroup(
       fourlane fabric show h800-ft                   switches, cables, bisection, hops of a cluster
       fourlane fabric latency --cluster low-latency  4 us, hop by hop
       fourlane fabric show --builder fat-tree --set k=16 -o fat-tree.svg
+      fourlane fabric run A64_64K --set every.routing=adaptive -o found
+      fourlane fabric compare -o compared            one workload in twelve networks: a table and a picture
 
-    Exit codes: 0 done, 1 a check did not pass or a run did not end, 2 a file or option is wrong.
+    Exit codes: 0 done, 1 a check did not pass or a run did not end, 2 a file or option is wrong,
+    130 interrupted.
     """,
 )

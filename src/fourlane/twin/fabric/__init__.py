@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.expert_traffic import LowLatencyKernels
     from fourlane.twin.fabric.expert_workloads import expert_flows, expert_layers
     from fourlane.twin.fabric.flows import Flows, Steps, concatenated, in_turn
+    from fourlane.twin.fabric.named import named
     from fourlane.twin.fabric.parallel import run_many
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.scenario import Scenario
@@ -59,6 +60,7 @@ __all__ = [
     "load_scenario",
     "matrix",
     "multi_plane",
+    "named",
     "permutation",
     "poisson",
     "rail_clos",
@@ -98,6 +100,7 @@ _HOMES = {
     "load_scenario": "scenario_file",
     "matrix": "workloads",
     "multi_plane": "builders",
+    "named": "named",
     "permutation": "workloads",
     "poisson": "workloads",
     "rail_clos": "cluster_topology",
