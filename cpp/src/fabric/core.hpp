@@ -109,6 +109,7 @@ private:
     void forward(std::uint32_t id, std::uint32_t via, Time now);
     Time cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet, Time now);
     std::uint32_t route(Node& node, std::uint32_t number, const Packet& packet, Time now);
+    std::uint32_t draw(Node& node);
     std::uint32_t choose_adaptive(Node& node, std::span<const std::uint32_t> ports, Time now);
     // A port's depth as adaptive routing sees it: in quanta, up to a level.
     std::int64_t signal_of(std::int64_t depth) const {

@@ -62,10 +62,7 @@ inline std::uint32_t Core::route(Node& node, std::uint32_t number, const Packet&
     switch (classes_[packet.traffic_class].routing) {
     case Routing::ecmp: return ports[reduce(mix32(packet.hash ^ node.tier_seed), ports.size())];
     case Routing::flowlet: return choose_flowlet(node, mix32(packet.hash ^ node.tier_seed), ports, now);
-    case Routing::spray_random: {
-        const std::uint64_t draw = mix64(in_.seed ^ node.spray_key ^ (node.counter++ * kStep));
-        return ports[reduce(static_cast<std::uint32_t>(draw >> 32), ports.size())];
-    }
+    case Routing::spray_random: return ports[reduce(draw(node), ports.size())];
     case Routing::spray_round_robin: return ports[node.counter++ % ports.size()];
     case Routing::adaptive: return choose_adaptive(node, ports, now);
     case Routing::pinned: break;
@@ -73,10 +70,15 @@ inline std::uint32_t Core::route(Node& node, std::uint32_t number, const Packet&
     return node.tier == 0 ? ports[0] : ports[(std::uint64_t{packet.hash} >> (8 * (node.tier - 1)) & 255) % ports.size()];
 }
 
-// The port of the least signal; of several the first, beginning at a place that moves on.
+// 32 random bits: a hash of seed, switch and counter.
+inline std::uint32_t Core::draw(Node& node) {
+    return static_cast<std::uint32_t>(mix64(in_.seed ^ node.spray_key ^ (node.counter++ * kStep)) >> 32);
+}
+
+// The port of the least signal; of several the first, beginning at a place drawn by lot.
 inline std::uint32_t Core::choose_adaptive(Node& node, std::span<const std::uint32_t> ports, Time now) {
     const std::size_t count = ports.size();
-    const std::size_t start = node.counter++ % count;
+    const std::size_t start = reduce(draw(node), count);
     if (in_.ar_staleness > 0) look_again(ports, now);
     std::uint32_t best = ports[start];
     std::int64_t least = signal_[best];

@@ -63,19 +63,19 @@ def test_adaptive_routing_spreads_a_burst_and_avoids_the_long_queue() -> None:
 
 def test_a_coarse_signal_sees_no_difference_and_a_stale_one_the_past() -> None:
     flows = [(0, 4, 40 * FULL), (1, 5, 40 * FULL)]
-    # With one level all queues look the same: the choice falls on each in turn.
-    assert sent_by_uplink(ADAPTIVE, flows, ar_levels=1) == [20] * 4
-    # A signal that is never renewed was taken when all queues were empty.
-    assert sent_by_uplink(ADAPTIVE, flows, ar_staleness=1 << 50) == [20] * 4
+    by_lot = sent_by_uplink(SPRAY_RANDOM, flows)
+    assert sent_by_uplink(ADAPTIVE, flows) != by_lot
+    # With one level all queues look the same, and a signal that is never renewed was taken when all were empty.
+    assert sent_by_uplink(ADAPTIVE, flows, ar_levels=1) == by_lot
+    assert sent_by_uplink(ADAPTIVE, flows, ar_staleness=1 << 50) == by_lot
 
 
 def test_a_flowlet_keeps_its_path_until_it_pauses() -> None:
     flows = [(0, 4, 10 * FULL), (0, 4, 10 * FULL)]
-    same = {"flow_hash": [7, 7], "flowlet_gap": 1_000_000}
-    assert sent_by_uplink(FLOWLET, flows, flow_start=[0, 1_700_000], **same) == [20, 0, 0, 0]
+    same = {"flow_hash": [7, 7], "flowlet_gap": 1_000_000, "seed": 1}  # the first two lots of seed 1 differ
     # The last packet of the first flow is at the leaf at 932,000; the next one comes at start + 183,200.
-    assert sent_by_uplink(FLOWLET, flows, flow_start=[0, 1_748_800], **same) == [20, 0, 0, 0]
-    assert sent_by_uplink(FLOWLET, flows, flow_start=[0, 1_748_801], **same) == [10, 10, 0, 0]
+    for start, wanted in ((1_700_000, [0, 0, 0, 20]), (1_748_800, [0, 0, 0, 20]), (1_748_801, [0, 0, 10, 10])):
+        assert sorted(sent_by_uplink(FLOWLET, flows, flow_start=[0, start], **same)) == wanted
 
 
 def test_static_routing_takes_a_byte_of_the_pin_for_each_tier() -> None:
