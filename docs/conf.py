@@ -20,6 +20,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
+napoleon_attr_annotations = False  # `np.bool_` would be read as a link
 napoleon_custom_sections = [("Units", "params_style"), "Source"]
 
 html_theme = "furo"

@@ -93,48 +93,48 @@ class Results:
 
     @cached_property
     def flow_class(self) -> NDArray[np.uint8]:
-        """Return [flows]: the class of each."""
+        """Return the class of each flow, [flows]."""
         return np.broadcast_to(self.scenario.flow_class, (self.flows,))
 
     @cached_property
     def flow_bytes(self) -> NDArray[np.int64]:
-        """Return [flows]: payload of each; 0 for a gate, which only waits for others."""
+        """Return the payload of each flow, [flows]; 0 for a gate, which only waits for others."""
         return np.broadcast_to(self.scenario.flow_size, (self.flows,))
 
     @cached_property
     def start_us(self) -> NDArray[np.float64]:
-        """Return [flows]: when each was handed to its NIC."""
+        """Return when each flow was handed to its NIC, [flows]."""
         return _us(self.raw["flow_started"])
 
     @cached_property
     def delivered_us(self) -> NDArray[np.float64]:
-        """Return [flows]: when the receiver had all of each."""
+        """Return when the receiver had all of each flow, [flows]."""
         return _us(self.raw["flow_delivered"])
 
     @cached_property
     def finish_us(self) -> NDArray[np.float64]:
-        """Return [flows]: when the sender had the last acknowledgement of each."""
+        """Return when the sender had the last acknowledgement of each flow, [flows]."""
         return _us(self.raw["flow_finish"])
 
     @cached_property
     def completion_us(self) -> NDArray[np.float64]:
-        """Return [flows]: how long each took, from its start to its last acknowledgement."""
+        """Return how long each flow took, from its start to its last acknowledgement, [flows]."""
         return self.finish_us - self.start_us
 
     @cached_property
     def flow_rate(self) -> NDArray[np.float64]:
-        """Return [flows]: payload over completion time, in bit/s; NaN for gates."""
+        """Return the payload of each flow over its completion time in bit/s, [flows]; NaN for gates."""
         taken = np.where((self.flow_bytes > 0) & (self.completion_us > 0), self.completion_us, np.nan)
         return self.flow_bytes * 8 / taken * _PS_A_US
 
     @property
     def retransmitted(self) -> NDArray[np.uint32]:
-        """Return [flows]: packets of each that were sent again."""
+        """Return how many packets of each flow were sent again, [flows]."""
         return self.raw["flow_retransmitted"]
 
     @property
     def reorder_depth(self) -> NDArray[np.uint32]:
-        """Return [flows]: by how many packets one came after a later one, at worst."""
+        """Return by how many packets one of each flow came too late, at worst, [flows]."""
         return self.raw["flow_reorder"]
 
     @property
@@ -157,7 +157,7 @@ class Results:
         return self.scenario.queue_names or tuple(f"queue {index}" for index in range(count))
 
     def flows_of(self, traffic_class: str | None = None) -> NDArray[np.bool_]:
-        """Return [flows]: which carry bytes of a class, or bytes at all; gates never do.
+        """Return which flows carry bytes of a class, or bytes at all, [flows]; gates never do.
 
         Raises:
             SpecError: there is no such class.
@@ -230,7 +230,7 @@ class Results:
 
     @cached_property
     def utilisation(self) -> NDArray[np.float64]:
-        """Return [ports]: the share of the time in which each sent."""
+        """Return the share of the time in which each port sent, [ports]."""
         sent = self.raw["port_tx_bytes"].sum(axis=1)
         return sent * self.scenario.port_ps_q16 / 65536 / max(1, int(self.raw["time"]))
 
@@ -243,12 +243,12 @@ class Results:
 
     @property
     def sample_us(self) -> NDArray[np.float64]:
-        """Return [samples]: when ports were sampled; empty without an interval."""
+        """Return when ports were sampled, [samples]; empty without an interval."""
         return self.raw["sample_time"] / _PS_A_US
 
     @cached_property
     def utilisation_over_time(self) -> NDArray[np.float64]:
-        """Return [samples, sampled ports]: the share of the time since the sample before in which each sent."""
+        """Return the share of the time since the sample before in which each port sent, [samples, sampled ports]."""
         sent = np.diff(self.raw["sample_tx"], axis=0, prepend=0)
         span_ps = np.diff(self.raw["sample_time"], prepend=0)
         busy_ps = sent * self.scenario.port_ps_q16[self.scenario.sample_ports] / 65536
@@ -256,7 +256,7 @@ class Results:
 
     @property
     def depth_over_time(self) -> NDArray[np.int64]:
-        """Return [samples, sampled ports]: bytes that waited at each port."""
+        """Return the bytes that waited at each port, [samples, sampled ports]."""
         return self.raw["sample_depth"]
 
     # All together -----------------------------------------------------------------------------
