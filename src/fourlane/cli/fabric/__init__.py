@@ -8,7 +8,7 @@ __all__ = ["fabric"]
 
 _COMMANDS = {
     "compare": "Simulate one workload under ECMP, adaptive routing, spray; shared and own queues; ECN on and off.",
-    "latency": "Show where the time goes from memory to memory, hop by hop.",
+    "latency": "Show where the time goes from memory to memory, hop by hop, and latency under load.",
     "run": "Simulate a scenario packet by packet and show what came of it.",
     "show": "Show a topology: switches, cables, bisection, hops; as tables, JSON, a picture.",
 }

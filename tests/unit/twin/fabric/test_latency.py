@@ -23,7 +23,7 @@ def test_a_cross_leaf_path_of_the_low_latency_cluster_takes_less_than_4_us() -> 
     same, cross = latency_budgets(cluster)
     assert (same.name, cross.name) == ("same leaf", "cross leaf")
     wire = 4 * 1_280
-    cables = 2 * (15_000 + 100_000) + 2 * (100_000 + 100_000)
+    cables = 2 * (15_000 + 100_000) + 2 * (50_000 + 100_000)
     assert int(cross.total) == 2 * 700_000 + 3 * 500_000 + cables + wire
     assert cross.total < Duration.parse("4us")
     assert int(same.total) == 2 * 700_000 + 500_000 + 2 * 115_000 + 2 * 1_280

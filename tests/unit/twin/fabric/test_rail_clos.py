@@ -119,7 +119,7 @@ def test_delays_come_from_cables_error_correction_chips_and_nics() -> None:
     assert net.node_cut_through[leaf] == 1
     spine = net.port_node[net.port_peer[net.links_between(leaf, net.node_named("spine3"))[0]]]
     assert net.node_name(spine) == "spine3"
-    assert net.port_prop[net.links_between(leaf, spine)[0]] == 20 * 5_000 + 100_000
+    assert net.port_prop[net.links_between(leaf, spine)[0]] == 10 * 5_000 + 100_000
     slow = rail_clos(load_cluster("low-latency", overrides=["hpn.leaf.latency=250ns"]))
     assert slow.node_latency[leaf] == 250_000
     assert slow.node_latency[spine] == 500_000
