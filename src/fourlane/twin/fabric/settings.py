@@ -118,9 +118,13 @@ class Flowlets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Adaptive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What adaptive routing sees of a queue: its depth in steps of `quantum`, up to `levels`, and how old."""
+    """What adaptive routing sees of a queue: its depth in steps of `quantum`, up to `levels`, and how old.
 
-    quantum: Size = Size(1)
+    The default step is a packet. A signal exact to the byte is worse: it shuns a port for an acknowledgement that
+    waits there, so that packets of all leaves meet at the same spines (P128_2MB: 65 to 76 us against 49 to 51).
+    """
+
+    quantum: Size = Size(4160)
     levels: int | None = None
     staleness: Duration = Duration(0)
 
