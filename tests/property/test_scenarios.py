@@ -13,7 +13,7 @@ from fourlane.twin.fabric.reference import simulate
 if TYPE_CHECKING:
     from fourlane.twin.fabric import Scenario
 
-few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @few
