@@ -23,6 +23,7 @@ public:
         return {live_ports_.data() + list.first, list.count};
     }
     std::uint32_t leaves() const { return leaves_; }
+    std::size_t cells() const { return cells_; }  // switches times leaves
 
 private:
     struct List {

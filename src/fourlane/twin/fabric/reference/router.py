@@ -22,12 +22,13 @@ _WORD64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Router:
-    """The routing state of all switches: one counter each, flowlet tables, and what is known of queue depths."""
+    """The routing state of all switches: a counter of draws each, whose turn it is, flowlet tables, and what is known of queue depths."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
         self.scenario = simulation.scenario
         self.counter = [0] * self.scenario.nodes
+        self.turns: dict[int, int] = {}  # by row of the routing table
         self.flowlets: dict[tuple[int, int], tuple[int, int]] = {}  # (switch, entry) -> (last packet's time, port)
         self.seen: dict[int, tuple[int, int]] = {}  # port -> (time of the look, depth seen)
 
@@ -45,8 +46,8 @@ class Router:
                 return self.flowlet(switch, h, candidates)
             case 2:  # a random one for every packet
                 return candidates[self.draw(switch) * n >> 32]
-            case 3:  # the next one for every packet
-                return candidates[self.count(switch) % n]
+            case 3:  # the next one for every packet towards the same leaf
+                return candidates[self.turn(self.row(switch, packet.destination)) % n]
             case 4:
                 return self.least_loaded(switch, candidates)
             case _:  # static: the packet carries the flow's pin, a byte a tier, in place of a hash
@@ -61,18 +62,30 @@ class Router:
             listed = [last_hop]
         else:
             table = scenario.route_first[scenario.route_table[simulation.epoch]]
-            row = scenario.switch_index[switch] * scenario.leaves + scenario.leaf_index[leaf]
+            row = self.row(switch, destination)
             listed = scenario.route_ports[table[row] : table[row + 1]]
         return [port for port in listed if simulation.up[port]]
 
-    def count(self, switch: int) -> int:
-        """Return the switch's counter and move it on."""
-        self.counter[switch] += 1
-        return self.counter[switch] - 1
+    def row(self, switch: int, destination: int) -> int:
+        """Return the place in the routing table of a switch's ways towards the leaf of an endpoint."""
+        leaf = self.scenario.port_node[self.scenario.port_peer[destination]]
+        return self.scenario.switch_index[switch] * self.scenario.leaves + self.scenario.leaf_index[leaf]
+
+    def turn(self, row: int) -> int:
+        """Return whose turn it is among the ways of a row, and move on. The first is drawn by lot.
+
+        With one counter a switch, hosts that send in step have their packets take the same ways again and again: the
+        permutation P1024_2MB then took 63 us and the all-to-all A128_64K 187.5, with one a leaf 54 and 176.4.
+        """
+        if row not in self.turns:
+            self.turns[row] = mix64((self.scenario.seed ^ (row + 1) * 0x9E3779B97F4A7C15) & _WORD64) >> 32
+        self.turns[row] = (self.turns[row] + 1) & 0xFFFFFFFF
+        return (self.turns[row] - 1) & 0xFFFFFFFF
 
     def draw(self, switch: int) -> int:
         """Return 32 random bits: a hash of seed, switch and counter, so that no other switch's draws matter."""
-        salt = (switch + 1) * 0x9E3779B97F4A7C15 ^ self.count(switch) * 0xD1B54A32D192ED03
+        salt = (switch + 1) * 0x9E3779B97F4A7C15 ^ self.counter[switch] * 0xD1B54A32D192ED03
+        self.counter[switch] += 1
         return mix64((self.scenario.seed ^ salt) & _WORD64) >> 32
 
     def flowlet(self, switch: int, h: int, candidates: list[int]) -> int:

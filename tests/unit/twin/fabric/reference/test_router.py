@@ -14,9 +14,11 @@ FULL = 4096
 ECMP, FLOWLET, SPRAY_RANDOM, SPRAY_ROUND_ROBIN, ADAPTIVE, STATIC = range(6)
 
 
-def sent_by_uplink(routing: int, flows: list[tuple[int, int, int]], spines: int = 4, **arrays: object) -> list[int]:
+def sent_by_uplink(
+    routing: int, flows: list[tuple[int, int, int]], leaves: int = 2, spines: int = 4, **arrays: object
+) -> list[int]:
     """Return how many packets the first leaf sent up, a spine each."""
-    net = leaf_spine(2, 4, spines)
+    net = leaf_spine(leaves, 4, spines)
     result = simulate(compiled(net, flows, class_routing=[routing], **arrays))
     assert result["status"] == "done"
     return result["port_tx_packets"][uplinks(net, "leaf0"), 0].tolist()
@@ -40,8 +42,16 @@ def test_tiers_of_different_seeds_choose_independently() -> None:
     assert sent.index(10) == mix32(5 ^ 99) * 4 >> 32
 
 
-def test_round_robin_uses_all_uplinks_in_turn() -> None:
-    assert sent_by_uplink(SPRAY_ROUND_ROBIN, [(0, 4, 10 * FULL)]) == [3, 3, 2, 2]
+def test_round_robin_uses_all_uplinks_in_turn_beginning_anywhere() -> None:
+    begun = [sent_by_uplink(SPRAY_ROUND_ROBIN, [(0, 4, 10 * FULL)], seed=seed) for seed in range(8)]
+    assert all(sorted(sent) == [2, 2, 3, 3] for sent in begun)
+    assert len({tuple(sent) for sent in begun}) > 1
+
+
+def test_round_robin_takes_turns_for_each_destination_leaf_by_itself() -> None:
+    flows = [(0, 4, 10 * FULL), (1, 8, 10 * FULL)]  # one counter for both would give each uplink 5, always
+    sent = [sent_by_uplink(SPRAY_ROUND_ROBIN, flows, leaves=3, seed=seed) for seed in range(8)]
+    assert {max(one) for one in sent} > {5}
 
 
 def test_random_spray_is_even_in_the_long_run_and_depends_on_the_seed() -> None:
