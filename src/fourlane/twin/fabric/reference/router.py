@@ -22,7 +22,7 @@ _WORD64 = 0xFFFFFFFFFFFFFFFF
 
 
 class Router:
-    """The routing state of all switches: a counter of draws each, whose turn it is, flowlet tables, and what is known of queue depths."""
+    """The routing state of all switches: counters of draws, turns, flowlet tables, queue depths as known."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
