@@ -33,7 +33,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert value.dtype == other[name].dtype, name
 
 
-@settings(relaxed, max_examples=60)
+@settings(relaxed, max_examples=150)
 @given(fabrics())
 def test_the_native_core_equals_the_reference(scenario: CompiledScenario) -> None:
     assert_same(native(scenario), simulate(scenario))

@@ -1,7 +1,7 @@
 #include "core.hpp"
 
 #include <algorithm>
-#include <numeric>
+#include <bit>
 
 #include "receiving.hpp"
 #include "sending.hpp"
@@ -253,6 +253,7 @@ bool Core::advance(std::int64_t events) {
             break;
         }
         const Event event = events_.pop();
+        fetch_ahead();
         if (event.time.ps > in_.max_time) {
             now_ = {in_.max_time};
             status_ = "time";
@@ -261,6 +262,40 @@ bool Core::advance(std::int64_t events) {
         }
     }
     return status_ != nullptr;
+}
+
+// Ask for the cache lines that the next events will need, each as soon as what leads there has arrived.
+inline void Core::fetch_ahead() {
+    const auto of_packets = [](EventKind kind) { return kind == EventKind::transmit || kind == EventKind::arrive; };
+    events_.look_ahead(EventQueue::kLookAhead, [&](EventKind kind, std::uint32_t id) {
+        if (of_packets(kind)) __builtin_prefetch(&ports_[id]);
+    });
+    events_.look_ahead(16, [&](EventKind kind, std::uint32_t id) {
+        const Port& port = ports_[id];
+        if (kind == EventKind::arrive) {
+            if (port.flight_head != kNone) __builtin_prefetch(&packets_[port.flight_head]);
+        } else if (kind == EventKind::transmit && port.busy != 0) {
+            __builtin_prefetch(&queue_at(id, static_cast<unsigned>(std::countr_zero(port.busy))));
+            if (port.flight_head != kNone) __builtin_prefetch(&packets_[port.flight_tail], 1);
+        }
+    });
+    events_.look_ahead(8, [&](EventKind kind, std::uint32_t id) {
+        const Port& port = ports_[id];
+        if (kind == EventKind::arrive) {
+            if (port.flight_head == kNone) return;
+            const Packet& packet = packets_[port.flight_head];
+            if (packet.next != kNone) __builtin_prefetch(&packets_[packet.next]);
+            if (port.to_host) {
+                __builtin_prefetch(&flows_[packet.flow], 1);
+                return;
+            }
+            __builtin_prefetch(&nodes_[port.to_node], 1);
+            __builtin_prefetch(&ingress_at(port.peer, packet.queue), 1);
+        } else if (kind == EventKind::transmit && port.busy != 0) {
+            const Queue& queue = queue_at(id, static_cast<unsigned>(std::countr_zero(port.busy)));
+            if (queue.head != kNone) __builtin_prefetch(&packets_[queue.head], 1);
+        }
+    });
 }
 
 // Act on an event unless it has lost its meaning since it was pushed.

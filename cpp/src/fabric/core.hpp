@@ -86,6 +86,7 @@ private:
     void set_up_flows();
     void set_up_starts();
     void dispatch(Event event);
+    void fetch_ahead();
     FabricResult gather(bool last);
     Bytes bytes_inside();
     void push_next_start();

@@ -51,7 +51,7 @@ public:
         const std::uint64_t ahead = bucket - cursor_;
         if (ahead - 1 < mask_) [[likely]] {
             put(bucket & mask_, (ps << 34) | low);
-        } else if (ahead == 0) {
+        } else if (static_cast<std::int64_t>(ahead) <= 0) {
             put_in_current((ps << 34) | low);
         } else {
             far_.push_back({ps, low});
@@ -59,27 +59,20 @@ public:
         }
     }
 
+    static constexpr std::size_t kLookAhead = 24;
+
     // Only where !empty().
-    Time next_time() {
-        if (next_ == current_.size()) refill();
-        return {static_cast<std::int64_t>(base_ | (current_[next_] >> 34))};
-    }
-
     Event pop() {
-        if (next_ == current_.size()) refill();
+        if (current_.size() - next_ <= kLookAhead) refill();
         const std::uint64_t key = current_[next_++];
-        return {{static_cast<std::int64_t>(base_ | (key >> 34))},
-                static_cast<EventKind>((key >> 30) & 15),
-                static_cast<std::uint32_t>(key & (kEventIds - 1))};
+        return {{static_cast<std::int64_t>(base_ | (key >> 34))}, kind_of(key), id_of(key)};
     }
 
-    // The kind and id that will probably come `ahead` events from now, to fetch what they need; false if not known.
-    bool peek(std::size_t ahead, EventKind& kind, std::uint32_t& id) const {
-        if (next_ + ahead >= current_.size()) return false;
-        const std::uint64_t key = current_[next_ + ahead];
-        kind = static_cast<EventKind>((key >> 30) & 15);
-        id = static_cast<std::uint32_t>(key & (kEventIds - 1));
-        return true;
+    // Tell `visit` the event that comes `distance` events after the last one taken, if that is known.
+    template <typename Visit>
+    void look_ahead(std::size_t distance, const Visit& visit) const {
+        const std::size_t place = next_ + distance - 1;
+        if (place < current_.size()) visit(kind_of(current_[place]), id_of(current_[place]));
     }
 
 private:
@@ -87,6 +80,7 @@ private:
     static constexpr std::uint64_t kMostBuckets = 1ULL << 17;
     static constexpr std::uint32_t kNoChunk = ~0U;
     static constexpr std::uint32_t kChunkKeys = 7;
+    static constexpr std::size_t kCompact = 64;  // keys taken before their room is used again
 
     struct alignas(64) Chunk {
         std::uint32_t count;
@@ -97,6 +91,9 @@ private:
         std::uint64_t ps;
         std::uint64_t low;
     };
+
+    static EventKind kind_of(std::uint64_t key) { return static_cast<EventKind>((key >> 30) & 15); }
+    static std::uint32_t id_of(std::uint64_t key) { return static_cast<std::uint32_t>(key & (kEventIds - 1)); }
 
     static bool later(const Far& a, const Far& b) { return a.ps != b.ps ? a.ps > b.ps : a.low > b.low; }
 
@@ -135,13 +132,27 @@ private:
         }
     }
 
-    // Go to the next bucket that has events, and sort it.
+    // Add to the sorted keys what comes next: some bucket where there are none left, and more of those close behind.
     void refill() {
-        current_.clear();
-        next_ = 0;
-        go_to(count_ != 0 ? next_filled() : far_.front().ps >> shift_);
+        if (next_ == current_.size()) {
+            current_.clear();
+            next_ = 0;
+            take_bucket(count_ != 0 ? next_filled() : far_.front().ps >> shift_);
+        } else if (next_ >= kCompact) {
+            current_.erase(current_.begin(), current_.begin() + static_cast<std::ptrdiff_t>(next_));
+            next_ = 0;
+        }
+        while (count_ != 0 && current_.size() - next_ <= kLookAhead) {
+            const std::uint64_t bucket = next_filled_near();
+            if (bucket == 0) break;
+            take_bucket(bucket);
+        }
+    }
+
+    void take_bucket(std::uint64_t bucket) {
+        go_to(bucket);
         if (!far_.empty()) fetch_near();
-        const std::uint64_t place = cursor_ & mask_;
+        const std::uint64_t place = bucket & mask_;
         const std::uint32_t newest = head_[place];
         if (newest == kNoChunk) return;  // all of it came from afar
         head_[place] = kNoChunk;
@@ -166,6 +177,22 @@ private:
         return cursor_ + 1 + ((place - start) & mask_);
     }
 
+    // The next bucket with events if it is close and of the same 2^30 ps; else 0.
+    std::uint64_t next_filled_near() const {
+        const std::uint64_t start = cursor_ + 1;
+        const std::uint64_t word = (start & mask_) / 64;
+        std::uint64_t bits = filled_[word] >> (start % 64);
+        std::uint64_t bucket = start;
+        if (bits == 0) {
+            bits = filled_[(word + 1) & (mask_ / 64)];
+            bucket = (start | 63) + 1;
+        }
+        if (bits == 0) return 0;
+        bucket += static_cast<std::uint64_t>(std::countr_zero(bits));
+        const bool same_span = ((bucket << shift_) & ~(kSpan - 1)) == base_;
+        return same_span && bucket - cursor_ <= mask_ ? bucket : 0;
+    }
+
     void fetch_near() {
         while (!far_.empty() && (far_.front().ps >> shift_) - cursor_ <= mask_) {
             std::pop_heap(far_.begin(), far_.end(), later);
@@ -177,11 +204,12 @@ private:
         }
     }
 
-    // Move a bucket's keys, oldest first, to the sorted current ones. Keys are mostly pushed in order.
+    // Add a bucket's keys, oldest first, to the sorted ones. Keys are mostly pushed in order.
     void take_keys(std::uint32_t newest) {
-        std::size_t total = current_.size();
+        const std::size_t before = current_.size();
+        std::size_t total = before;
         for (std::uint32_t chunk = newest; chunk != kNoChunk; chunk = chunks_[chunk].older) total += chunks_[chunk].count;
-        count_ -= total - current_.size();
+        count_ -= total - before;
         current_.resize(total);
         std::size_t end = total;
         for (std::uint32_t chunk = newest; chunk != kNoChunk;) {
@@ -193,15 +221,16 @@ private:
             free_ = chunk;
             chunk = older;
         }
-        total <= 24 ? insertion_sort() : std::sort(current_.begin(), current_.end());
+        if (total - before <= 24) return insertion_sort(before);
+        std::sort(current_.begin() + static_cast<std::ptrdiff_t>(before), current_.end());
     }
 
-    void insertion_sort() {
+    void insertion_sort(std::size_t from) {
         std::uint64_t* keys = current_.data();
-        for (std::size_t i = 1; i < current_.size(); ++i) {
+        for (std::size_t i = from + 1; i < current_.size(); ++i) {
             const std::uint64_t key = keys[i];
             std::size_t j = i;
-            for (; j > 0 && keys[j - 1] > key; --j) keys[j] = keys[j - 1];
+            for (; j > from && keys[j - 1] > key; --j) keys[j] = keys[j - 1];
             keys[j] = key;
         }
     }
