@@ -103,7 +103,7 @@ void Core::set_up_nodes() {
         if (flowlets) flowlets_.resize(flowlets_.size() + entries);
     }
     if (std::ranges::find(in_.class_routing, std::uint8_t{3}) == in_.class_routing.end()) return;
-    turns_.resize(routes_.cells());
+    turns_.resize(2 * routes_.cells());
     for (std::size_t cell = 0; cell < turns_.size(); ++cell) {
         turns_[cell] = static_cast<std::uint32_t>(mix64(in_.seed ^ ((cell + 1) * kGolden)) >> 32);
     }

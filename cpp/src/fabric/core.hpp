@@ -110,7 +110,7 @@ private:
     void forward(std::uint32_t id, std::uint32_t via, Time now);
     Time cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet, Time now);
     std::uint32_t route(Node& node, std::uint32_t number, const Packet& packet, Time now);
-    std::uint32_t turn(const Node& node, std::uint32_t leaf);
+    std::uint32_t turn(const Node& node, std::uint32_t leaf, const Packet& packet);
     std::uint32_t draw(Node& node);
     std::uint32_t choose_adaptive(Node& node, std::span<const std::uint32_t> ports, Time now);
     // A port's depth as adaptive routing sees it: in quanta, up to a level.
@@ -268,7 +268,7 @@ private:
     std::vector<Time> look_at_;  // [P, Q] of the WATCHDOG events that count; empty without a watchdog
     std::vector<ColdPort> cold_;
     std::vector<QueueCounters> counters_;  // [P, Q]
-    std::vector<std::uint32_t> turns_;     // [switches, leaves], of spraying in turn; empty where nothing is
+    std::vector<std::uint32_t> turns_;     // [switches, leaves, data or not], of spraying in turn; empty where nothing is
     std::vector<Flowlet> flowlets_;
     std::array<ClassRules, 16> classes_{};
     std::array<QueueRules, kMostQueues> queue_rules_{};

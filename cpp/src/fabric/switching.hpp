@@ -63,16 +63,16 @@ inline std::uint32_t Core::route(Node& node, std::uint32_t number, const Packet&
     case Routing::ecmp: return ports[reduce(mix32(packet.hash ^ node.tier_seed), ports.size())];
     case Routing::flowlet: return choose_flowlet(node, mix32(packet.hash ^ node.tier_seed), ports, now);
     case Routing::spray_random: return ports[reduce(draw(node), ports.size())];
-    case Routing::spray_round_robin: return ports[turn(node, end.leaf_index) % ports.size()];
+    case Routing::spray_round_robin: return ports[turn(node, end.leaf_index, packet) % ports.size()];
     case Routing::adaptive: return choose_adaptive(node, ports, now);
     case Routing::pinned: break;
     }
     return node.tier == 0 ? ports[0] : ports[(std::uint64_t{packet.hash} >> (8 * (node.tier - 1)) & 255) % ports.size()];
 }
 
-// Whose turn it is among the ways towards a leaf: the next one, beginning anywhere.
-inline std::uint32_t Core::turn(const Node& node, std::uint32_t leaf) {
-    return turns_[node.route_row + leaf]++;
+// Whose turn it is among the ways towards a leaf: the next one, beginning anywhere; data and control apart.
+inline std::uint32_t Core::turn(const Node& node, std::uint32_t leaf, const Packet& packet) {
+    return turns_[2 * (node.route_row + leaf) + (packet.kind == PacketKind::data ? 0 : 1)]++;
 }
 
 // 32 random bits: a hash of seed, switch and counter.

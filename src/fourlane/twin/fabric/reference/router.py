@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourlane.twin.fabric.reference.packet import mix32, mix64
+from fourlane.twin.fabric.reference.packet import Kind, mix32, mix64
 
 if TYPE_CHECKING:
     from fourlane.twin.fabric.reference.packet import Packet
@@ -28,7 +28,7 @@ class Router:
         self.simulation = simulation
         self.scenario = simulation.scenario
         self.counter = [0] * self.scenario.nodes
-        self.turns: dict[int, int] = {}  # by row of the routing table
+        self.turns: dict[int, int] = {}  # two lines, of data and of control, for each row of the table
         self.flowlets: dict[tuple[int, int], tuple[int, int]] = {}  # (switch, entry) -> (last packet's time, port)
         self.seen: dict[int, tuple[int, int]] = {}  # port -> (time of the look, depth seen)
 
@@ -46,8 +46,8 @@ class Router:
                 return self.flowlet(switch, h, candidates)
             case 2:  # a random one for every packet
                 return candidates[self.draw(switch) * n >> 32]
-            case 3:  # the next one for every packet towards the same leaf
-                return candidates[self.turn(self.row(switch, packet.destination)) % n]
+            case 3:  # the next one for every packet towards the same leaf, control packets by themselves
+                return candidates[self.turn(2 * self.row(switch, packet.destination) + (packet.kind != Kind.DATA)) % n]
             case 4:
                 return self.least_loaded(switch, candidates)
             case _:  # static: the packet carries the flow's pin, a byte a tier, in place of a hash
@@ -71,16 +71,16 @@ class Router:
         leaf = self.scenario.port_node[self.scenario.port_peer[destination]]
         return self.scenario.switch_index[switch] * self.scenario.leaves + self.scenario.leaf_index[leaf]
 
-    def turn(self, row: int) -> int:
-        """Return whose turn it is among the ways of a row, and move on. The first is drawn by lot.
+    def turn(self, line: int) -> int:
+        """Return whose turn it is among the ways of a line, and move on. The first is drawn by lot.
 
         With one counter a switch, hosts that send in step have their packets take the same ways again and again: the
-        permutation P1024_2MB then took 63 us and the all-to-all A128_64K 187.5, with one a leaf 54 and 176.4.
+        permutation P1024_2MB then took 63 us and the all-to-all A128_64K 187.5, with lines 49.2 and 176.0.
         """
-        if row not in self.turns:
-            self.turns[row] = mix64((self.scenario.seed ^ (row + 1) * 0x9E3779B97F4A7C15) & _WORD64) >> 32
-        self.turns[row] = (self.turns[row] + 1) & 0xFFFFFFFF
-        return (self.turns[row] - 1) & 0xFFFFFFFF
+        if line not in self.turns:
+            self.turns[line] = mix64((self.scenario.seed ^ (line + 1) * 0x9E3779B97F4A7C15) & _WORD64) >> 32
+        self.turns[line] = (self.turns[line] + 1) & 0xFFFFFFFF
+        return (self.turns[line] - 1) & 0xFFFFFFFF
 
     def draw(self, switch: int) -> int:
         """Return 32 random bits: a hash of seed, switch and counter, so that no other switch's draws matter."""
