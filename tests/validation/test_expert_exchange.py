@@ -5,6 +5,7 @@ python -m pytest tests/validation -m slow     # every row, about two minutes on 
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from fourlane.twin.fabric.exchange_validation import SimulatedExchange, simulate_exchanges
 from fourlane.twin.fabric.expert_kernels import OPERATIONS, ExchangeRow, expert_kernels, published_exchanges
 
+PAGE = Path(__file__).parents[2] / "docs" / "validation" / "fabric-measurements.json"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "validation" / "expert-exchange.toml"
 QUICK = (
     "low latency, EP8",
@@ -43,6 +45,9 @@ def test_dispatch_and_combine_take_as_long_as_published_and_for_the_same_reason(
     found = simulate_exchanges(rows_named(*QUICK))
     assert len(found) == 2 * len(QUICK)
     assert not told(found)
+    page = json.loads(PAGE.read_text(encoding="utf-8"))
+    for each in found:
+        assert each.figure == pytest.approx(page[f"{each.row.name}: {each.operation}"], rel=0.01), "make the page anew"
 
 
 @pytest.mark.slow
