@@ -268,15 +268,17 @@ bool Core::advance(std::int64_t events) {
 inline void Core::fetch_ahead() {
     const auto of_packets = [](EventKind kind) { return kind == EventKind::transmit || kind == EventKind::arrive; };
     events_.look_ahead(EventQueue::kLookAhead, [&](EventKind kind, std::uint32_t id) {
-        if (of_packets(kind)) __builtin_prefetch(&ports_[id]);
+        if (of_packets(kind)) fetch(&ports_[id]);
     });
     events_.look_ahead(16, [&](EventKind kind, std::uint32_t id) {
         const Port& port = ports_[id];
         if (kind == EventKind::arrive) {
-            if (port.flight_head != kNone) __builtin_prefetch(&packets_[port.flight_head]);
-        } else if (kind == EventKind::transmit && port.busy != 0) {
-            __builtin_prefetch(&queue_at(id, static_cast<unsigned>(std::countr_zero(port.busy))));
-            if (port.flight_head != kNone) __builtin_prefetch(&packets_[port.flight_tail], 1);
+            if (port.flight_head != kNone) fetch(&packets_[port.flight_head]);
+        } else if (kind == EventKind::transmit) {
+            for (unsigned left = port.busy; left != 0; left &= left - 1) {
+                fetch(&queue_at(id, static_cast<unsigned>(std::countr_zero(left))));
+            }
+            if (port.flight_head != kNone) fetch(&packets_[port.flight_tail]);
         }
     });
     events_.look_ahead(8, [&](EventKind kind, std::uint32_t id) {
@@ -284,16 +286,15 @@ inline void Core::fetch_ahead() {
         if (kind == EventKind::arrive) {
             if (port.flight_head == kNone) return;
             const Packet& packet = packets_[port.flight_head];
-            if (packet.next != kNone) __builtin_prefetch(&packets_[packet.next]);
-            if (port.to_host) {
-                __builtin_prefetch(&flows_[packet.flow], 1);
-                return;
+            if (packet.next != kNone) fetch(&packets_[packet.next]);
+            if (port.to_host) return fetch(&flows_[packet.flow]);
+            fetch(&nodes_[port.to_node]);
+            fetch(&ingress_at(port.peer, packet.queue));
+        } else if (kind == EventKind::transmit) {
+            for (unsigned left = port.busy; left != 0; left &= left - 1) {
+                const Queue& queue = queue_at(id, static_cast<unsigned>(std::countr_zero(left)));
+                if (queue.head != kNone) fetch(&packets_[queue.head]);
             }
-            __builtin_prefetch(&nodes_[port.to_node], 1);
-            __builtin_prefetch(&ingress_at(port.peer, packet.queue), 1);
-        } else if (kind == EventKind::transmit && port.busy != 0) {
-            const Queue& queue = queue_at(id, static_cast<unsigned>(std::countr_zero(port.busy)));
-            if (queue.head != kNone) __builtin_prefetch(&packets_[queue.head], 1);
         }
     });
 }
@@ -376,7 +377,7 @@ FabricResult Core::gather(bool last) {
     for (std::size_t i = 0; i < queues_.size(); ++i) {
         const auto port = i / queue_count_;
         const bool paused = (ports_[port].paused >> (i % queue_count_) & 1) != 0;
-        const Time standing = paused ? now_ - queues_[i].paused_since : Time{};
+        const Time standing = paused ? now_ - counters_[i].paused_since : Time{};
         found.port_tx_bytes.push_back(queues_[i].sent_bytes);
         found.port_tx_packets.push_back(queues_[i].sent_packets);
         found.port_drops.push_back(counters_[i].drops);

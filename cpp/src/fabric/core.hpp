@@ -165,7 +165,7 @@ private:
     void put_on_link(std::uint32_t number, Port& port, Queue& queue, Packet& packet, std::uint32_t id, Time gap, Time now);
     int pick(Port& port, std::uint32_t number, Time now);
     int pick_weighted(Port& port, std::uint32_t number, unsigned can);
-    bool eligible(const Port& port, std::uint32_t number, unsigned queue, Time now);
+    bool eligible(std::uint32_t number, unsigned queue, Time now);
     std::int64_t next_wire(const Queue& queue);
     void spend_credit(const Port& port, Queue& queue, const QueueRules& rules, Time busy, Time now);
     void change_depth(std::uint32_t port, std::int64_t by);

@@ -44,17 +44,17 @@ void Core::pause(std::uint32_t event, Time now) {
     const std::uint32_t number = event >> 4;
     const unsigned q = event >> 1 & 7;
     Port& port = ports_[number];
-    Queue& queue = queue_at(number, q);
+    QueueCounters& counters = counters_at(number, q);
     const auto bit = static_cast<std::uint8_t>(1U << q);
     const bool paused = (port.paused & bit) != 0;
     const bool storm = (port.storm & bit) != 0;
     if ((event & 1) != 0 && !paused) {
         port.paused |= bit;
-        queue.paused_since = now;
+        counters.paused_since = now;
         if (!look_at_.empty() && !port.at_host && !storm) watch(number, q, now + Time{in_.watchdog_detection});
     } else if ((event & 1) == 0 && paused) {
         port.paused &= static_cast<std::uint8_t>(~bit);
-        counters_at(number, q).paused += now - queue.paused_since;
+        counters.paused += now - counters.paused_since;
         if (!look_at_.empty() && !storm) look_at_[number * queue_count_ + q] = {-1};
         kick(number, now);
     }

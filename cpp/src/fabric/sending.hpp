@@ -28,6 +28,7 @@ inline void Core::append(std::uint32_t number, std::uint32_t id) {
         return;
     }
     queue.head = queue.tail = id;
+    queue.ready = packet.time;
     port.busy |= static_cast<std::uint8_t>(1U << packet.queue);
     if (port.up && !halted(port, packet.queue)) wake(number, port, std::max({packet.time, port.free_at, queue.credit}));
 }
@@ -38,6 +39,7 @@ inline std::uint32_t Core::take(std::uint32_t number, Port& port, unsigned q) {
     const std::uint32_t id = queue.head;
     const Packet& packet = packets_[id];
     queue.head = packet.next;
+    queue.ready = queue.head == kNone ? Time{} : packets_[queue.head].time;
     queue.bytes -= {packet.wire};
     change_depth(number, -static_cast<std::int64_t>(packet.wire));
     if (queue.head == kNone && queue.flow_head == kNone) port.busy &= static_cast<std::uint8_t>(~(1U << q));
@@ -99,14 +101,14 @@ inline int Core::pick(Port& port, std::uint32_t number, Time now) {
     if (open == 0) return -1;
     if ((open & (open - 1)) == 0) {
         const auto q = static_cast<unsigned>(std::countr_zero(open));
-        if (!eligible(port, number, q, now)) return -1;
+        if (!eligible(number, q, now)) return -1;
         if (queue_rules_[q].quantum == 0) return static_cast<int>(q);
         return pick_weighted(port, number, open);
     }
     unsigned can = 0;
     for (unsigned left = open; left != 0; left &= left - 1) {
         const auto q = static_cast<unsigned>(std::countr_zero(left));
-        if (eligible(port, number, q, now)) can |= 1U << q;
+        if (eligible(number, q, now)) can |= 1U << q;
     }
     if (can == 0) return -1;
     if ((can & strict_queues_) != 0) return std::bit_width(can & strict_queues_) - 1;
@@ -134,10 +136,9 @@ inline int Core::pick_weighted(Port& port, std::uint32_t number, unsigned can) {
     }
 }
 
-inline bool Core::eligible(const Port& port, std::uint32_t number, unsigned q, Time now) {
+inline bool Core::eligible(std::uint32_t number, unsigned q, Time now) {
     const Queue& queue = queue_at(number, q);
-    if (queue.credit > now) return false;
-    return queue.head == kNone ? port.at_host : packets_[queue.head].time <= now;
+    return queue.ready <= now && queue.credit <= now;
 }
 
 // Bytes of the packet a queue would send next.
@@ -158,8 +159,7 @@ inline void Core::kick(std::uint32_t number, Time now) {
     Time earliest = kNever;
     for (unsigned left = open_queues(port); left != 0; left &= left - 1) {
         const Queue& queue = queue_at(number, static_cast<unsigned>(std::countr_zero(left)));
-        const Time ready = queue.head == kNone ? Time{} : packets_[queue.head].time;
-        earliest = std::min(earliest, std::max(ready, queue.credit));
+        earliest = std::min(earliest, std::max(queue.ready, queue.credit));
     }
     if (earliest != kNever) wake(number, port, std::max({now, port.free_at, earliest}));
 }
