@@ -28,7 +28,7 @@ void Core::look_again(std::span<const std::uint32_t> ports, Time now) {
         Time& looked = cold_[port].looked;
         if (looked >= Time{} && (now - looked).ps < in_.ar_staleness) continue;
         looked = now;
-        signal_[port] = signal_of(depth_[port]);
+        signal_[port] = signal_of(depth_[port].now);
     }
 }
 

@@ -119,7 +119,6 @@ void Core::set_up_ports() {
     depth_.resize(count);
     clear_at_.resize(count);
     signal_.resize(count);
-    deepest_.resize(count);
     queues_.resize(count * queue_count_);
     counters_.resize(count * queue_count_);
     ingresses_.resize(count * queue_count_);
@@ -286,9 +285,9 @@ inline void Core::fetch_ahead() {
         if (kind == EventKind::arrive) {
             if (port.flight_head == kNone) return;
             const Packet& packet = packets_[port.flight_head];
-            if (packet.next != kNone) fetch(&packets_[packet.next]);
             if (port.to_host) return fetch(&flows_[packet.flow]);
-            fetch(&nodes_[port.to_node]);
+            const Endpoint& end = endpoints_[packet.destination];
+            if (end.leaf_index != kNone) fetch(routes_.place_of(nodes_[port.to_node].route_row, end.leaf_index));
             fetch(&ingress_at(port.peer, packet.queue));
         } else if (kind == EventKind::transmit) {
             for (unsigned left = port.busy; left != 0; left &= left - 1) {
@@ -297,6 +296,38 @@ inline void Core::fetch_ahead() {
             }
         }
     });
+    events_.look_ahead(4, [&](EventKind kind, std::uint32_t id) {
+        const Port& port = ports_[id];
+        if (kind == EventKind::arrive) {
+            if (port.flight_head != kNone) fetch_for_arrival(port);
+        } else if (kind == EventKind::transmit && !port.at_host && port.busy != 0) {
+            const Queue& queue = queue_at(id, static_cast<unsigned>(std::countr_zero(port.busy)));
+            if (queue.head != kNone) fetch(&ingress_at(packets_[queue.head].ingress, packets_[queue.head].queue));
+        }
+    });
+}
+
+// Fetch the egress port of the packet that arrives next on a link, as far as that is certain.
+inline void Core::fetch_for_arrival(const Port& link) {
+    const Packet& packet = packets_[link.flight_head];
+    std::uint32_t egress = link.peer;
+    unsigned q = packet.queue;
+    if (link.to_host) {
+        q = classes_[packet.traffic_class].ack_queue;
+    } else {
+        const Endpoint& end = endpoints_[packet.destination];
+        egress = end.last_port;
+        if (end.leaf != link.to_node) {
+            if (end.leaf_index == kNone) return;
+            const auto ports = routes_.towards(nodes_[link.to_node].route_row, end.leaf_index);
+            if (ports.empty()) return;
+            if (ports.size() > 1) return fetch(&signal_[ports[0]]);
+            egress = ports[0];
+        }
+    }
+    fetch(&ports_[egress]);
+    fetch(&queue_at(egress, q));
+    fetch(&depth_[egress]);
 }
 
 // Act on an event unless it has lost its meaning since it was pushed.
@@ -373,7 +404,7 @@ FabricResult Core::gather(bool last) {
     hand_over(sample_time_, found.sample_time);
     hand_over(sample_tx_, found.sample_tx);
     hand_over(sample_depth_, found.sample_depth);
-    found.port_max_depth = deepest_;
+    for (const Depth& depth : depth_) found.port_max_depth.push_back(depth.most);
     for (std::size_t i = 0; i < queues_.size(); ++i) {
         const auto port = i / queue_count_;
         const bool paused = (ports_[port].paused >> (i % queue_count_) & 1) != 0;
@@ -396,7 +427,7 @@ Bytes Core::bytes_inside() {
     Bytes sum;
     for (std::uint32_t p = 0; p < ports_.size(); ++p) {
         for (std::uint32_t id = ports_[p].flight_head; id != kNone; id = packets_[id].next) sum += {packets_[id].wire};
-        if (!ports_[p].at_host) sum += {depth_[p]};
+        if (!ports_[p].at_host) sum += {depth_[p].now};
     }
     return sum;
 }

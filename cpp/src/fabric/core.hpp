@@ -87,6 +87,7 @@ private:
     void set_up_starts();
     void dispatch(Event event);
     void fetch_ahead();
+    void fetch_for_arrival(const Port& link);
     FabricResult gather(bool last);
     Bytes bytes_inside();
     void push_next_start();
@@ -257,10 +258,9 @@ private:
     std::vector<Ingress> ingresses_;    // [P, Q]
     std::vector<Node> nodes_;
     std::vector<Endpoint> endpoints_;   // by port
-    std::vector<std::int64_t> depth_;   // bytes queued, by port
+    std::vector<Depth> depth_;          // by port
     std::vector<Time> clear_at_;        // when a port will have sent all it holds, if nothing keeps it from it
-    std::vector<std::int64_t> signal_;  // the same as adaptive routing sees it
-    std::vector<std::int64_t> deepest_;
+    std::vector<std::int64_t> signal_;  // depth as adaptive routing sees it
     std::vector<Flow> flows_;
     std::vector<std::uint32_t> detail_of_;  // by flow; empty: all are plain
     std::vector<Detail> details_;

@@ -91,7 +91,7 @@ void Core::sample(Time now) {
         std::int64_t sent = 0;
         for (unsigned q = 0; q < queue_count_; ++q) sent += queue_at(port, q).sent_bytes;
         sample_tx_.push_back(sent);
-        sample_depth_.push_back(depth_[port]);
+        sample_depth_.push_back(depth_[port].now);
     }
     if (!events_.empty()) events_.push(now + Time{in_.sample_interval}, EventKind::sample, 0);
 }

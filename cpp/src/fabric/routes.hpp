@@ -22,6 +22,7 @@ public:
         const List list = live_[entries_[row + leaf]];
         return {live_ports_.data() + list.first, list.count};
     }
+    const void* place_of(std::uint32_t row, std::uint32_t leaf) const { return &entries_[row + leaf]; }
     std::uint32_t leaves() const { return leaves_; }
     std::size_t cells() const { return cells_; }  // switches times leaves
 

@@ -9,9 +9,10 @@
 namespace fourlane::fabric {
 
 inline void Core::change_depth(std::uint32_t port, std::int64_t by) {
-    const std::int64_t depth = depth_[port] += by;
-    if (by > 0) deepest_[port] = std::max(deepest_[port], depth);
-    if (signal_follows_) signal_[port] = signal_of(depth);
+    Depth& depth = depth_[port];
+    depth.now += by;
+    depth.most = std::max(depth.most, depth.now);
+    if (signal_follows_) signal_[port] = signal_of(depth.now);
 }
 
 // Queue a packet at a port; its `time` is when it may leave.
@@ -24,6 +25,7 @@ inline void Core::append(std::uint32_t number, std::uint32_t id) {
     change_depth(number, packet.wire);
     if (queue.head != kNone) {
         packets_[queue.tail].next = id;
+        packets_[queue.tail].next_time = packet.time;
         queue.tail = id;
         return;
     }
@@ -39,7 +41,7 @@ inline std::uint32_t Core::take(std::uint32_t number, Port& port, unsigned q) {
     const std::uint32_t id = queue.head;
     const Packet& packet = packets_[id];
     queue.head = packet.next;
-    queue.ready = queue.head == kNone ? Time{} : packets_[queue.head].time;
+    queue.ready = queue.head == kNone ? Time{} : packet.next_time;
     queue.bytes -= {packet.wire};
     change_depth(number, -static_cast<std::int64_t>(packet.wire));
     if (queue.head == kNone && queue.flow_head == kNone) port.busy &= static_cast<std::uint8_t>(~(1U << q));
@@ -91,6 +93,7 @@ inline void Core::put_on_link(std::uint32_t number, Port& port, Queue& queue, Pa
         events_.push(packet.time, EventKind::arrive, number);
     } else {
         packets_[port.flight_tail].next = id;
+        packets_[port.flight_tail].next_time = packet.time;
     }
     port.flight_tail = id;
 }

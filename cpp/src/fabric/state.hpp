@@ -27,6 +27,7 @@ enum class Charge : std::uint8_t { none, ingress, egress };
 struct alignas(64) Packet {
     Time time;  // in flight: when it arrives; queued: when it may leave
     Time sent;  // when its serialisation at its source began
+    Time next_time;  // `time` of the packet behind it, so that that one need not be looked at
     std::uint32_t next;
     std::uint32_t flow;
     std::uint32_t seq;
@@ -41,6 +42,8 @@ struct alignas(64) Packet {
     bool marked;
     bool trimmed;
 };
+
+static_assert(sizeof(Packet) == 64);
 
 // Packets live in one array and are named by their place in it.
 class PacketPool {
@@ -112,6 +115,12 @@ struct QueueCounters {
     std::int64_t pauses = 0;
     Time paused;
     Time paused_since;
+};
+
+// Bytes queued at a port: now, and at most so far.
+struct Depth {
+    std::int64_t now = 0;
+    std::int64_t most = 0;
 };
 
 // What came in by a port for a lossless queue and is still there.

@@ -11,8 +11,9 @@ namespace fourlane::fabric {
 inline void Core::arrive(std::uint32_t via, Time now) {
     Port& link = ports_[via];
     const std::uint32_t id = link.flight_head;
-    link.flight_head = packets_[id].next;
-    if (link.flight_head != kNone) events_.push(packets_[link.flight_head].time, EventKind::arrive, via);
+    const Packet& packet = packets_[id];
+    link.flight_head = packet.next;
+    if (packet.next != kNone) events_.push(packet.next_time, EventKind::arrive, via);
     if (link.to_host) {
         deliver(id, link.peer, now);
     } else {
@@ -43,7 +44,7 @@ inline void Core::forward(std::uint32_t id, std::uint32_t via, Time now) {
 inline Time Core::cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet,
                                    Time now) {
     const Port& out = ports_[egress];
-    const Time backlog_gone = std::max(now, out.free_at) + serialisation(out.pace_q16, {depth_[egress]});
+    const Time backlog_gone = std::max(now, out.free_at) + serialisation(out.pace_q16, {depth_[egress].now});
     if (clear_at_[egress] <= packet.time && backlog_gone <= packet.time &&
         queue_at(egress, packet.queue).credit <= packet.time && !halted(out, packet.queue) &&
         out.pace_q16 >= link.pace_q16) {
