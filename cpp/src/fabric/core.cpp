@@ -12,6 +12,7 @@ namespace fourlane::fabric {
 namespace {
 
 constexpr std::uint8_t kHost = 0;
+constexpr std::size_t kNearCache = 256 << 10;  // bytes of state that are at hand without being asked for
 
 // How far ahead events of packets lie, so that the wheel of events reaches there.
 Time reach_of(const FabricScenario& in) {
@@ -47,6 +48,8 @@ Core::Core(const FabricScenario& scenario)
         events_.push({in_.epoch_time[epoch]}, EventKind::epoch, epoch);
     }
     enter_epoch(0, {});
+    fetches_ = ports_.size() * (sizeof(Port) + queue_count_ * sizeof(Queue)) > kNearCache;
+    if (fetches_) events_.know(EventQueue::kLookAhead);
     if (in_.sample_interval > 0) events_.push({in_.sample_interval}, EventKind::sample, 0);
     if (in_.watchdog_detection > 0) look_at_.assign(queues_.size(), {-1});
     if (flows_.empty()) status_ = "done";
@@ -252,7 +255,7 @@ bool Core::advance(std::int64_t events) {
             break;
         }
         const Event event = events_.pop();
-        fetch_ahead();
+        if (fetches_) fetch_ahead();
         if (event.time.ps > in_.max_time) {
             now_ = {in_.max_time};
             status_ = "time";

@@ -276,6 +276,7 @@ private:
     bool signal_follows_ = false;     // signal_ is kept at every change of depth
     std::int64_t ar_most_ = 0;
     bool gaps_ = false;
+    bool fetches_ = false;            // the state is large: ask for what comes next
 
     Column<std::int64_t> message_, start_, delay_;
     Column<std::uint32_t> pin_;

@@ -44,26 +44,26 @@ public:
     bool empty() const { return next_ == current_.size() && count_ == 0 && far_.empty(); }
 
     // Must not be earlier than the last event taken.
-    void push(Time time, EventKind kind, std::uint32_t id) {
+    [[gnu::always_inline]] void push(Time time, EventKind kind, std::uint32_t id) {
         const auto ps = static_cast<std::uint64_t>(time.ps);
         const std::uint64_t low = (static_cast<std::uint64_t>(kind) << 30) | id;
         const std::uint64_t bucket = ps >> shift_;
         const std::uint64_t ahead = bucket - cursor_;
         if (ahead - 1 < mask_) [[likely]] {
             put(bucket & mask_, (ps << 34) | low);
-        } else if (static_cast<std::int64_t>(ahead) <= 0) {
-            put_in_current((ps << 34) | low);
         } else {
-            far_.push_back({ps, low});
-            std::push_heap(far_.begin(), far_.end(), later);
+            push_elsewhere(ps, low, static_cast<std::int64_t>(ahead) <= 0);
         }
     }
 
     static constexpr std::size_t kLookAhead = 24;
 
+    // From now on know so many of the next events, where they are close.
+    void know(std::size_t events) { known_ = events; }
+
     // Only where !empty().
     Event pop() {
-        if (current_.size() - next_ <= kLookAhead) refill();
+        if (current_.size() - next_ <= known_) refill();
         const std::uint64_t key = current_[next_++];
         return {{static_cast<std::int64_t>(base_ | (key >> 34))}, kind_of(key), id_of(key)};
     }
@@ -97,30 +97,36 @@ private:
 
     static bool later(const Far& a, const Far& b) { return a.ps != b.ps ? a.ps > b.ps : a.low > b.low; }
 
-    void put(std::uint64_t place, std::uint64_t key) {
+    [[gnu::noinline]] void push_elsewhere(std::uint64_t ps, std::uint64_t low, bool now) {
+        if (now) return put_in_current((ps << 34) | low);
+        far_.push_back({ps, low});
+        std::push_heap(far_.begin(), far_.end(), later);
+    }
+
+    [[gnu::always_inline]] void put(std::uint64_t place, std::uint64_t key) {
         ++count_;
-        std::uint32_t chunk = head_[place];
-        if (chunk == kNoChunk) {
-            filled_[place / 64] |= 1ULL << (place % 64);
-            chunk = head_[place] = take_chunk(kNoChunk);
-        } else if (chunks_[chunk].count == kChunkKeys) {
-            chunk = head_[place] = take_chunk(chunk);
-        }
+        const std::uint32_t chunk = head_[place];
+        if (chunk == kNoChunk || chunks_[chunk].count == kChunkKeys) return put_in_new(place, chunk, key);
         Chunk& to = chunks_[chunk];
         to.keys[to.count++] = key;
     }
 
-    std::uint32_t take_chunk(std::uint32_t older) {
-        std::uint32_t chunk = free_;
-        if (chunk == kNoChunk) {
-            chunk = static_cast<std::uint32_t>(chunks_.size());
-            chunks_.emplace_back();
-        } else {
-            free_ = chunks_[chunk].older;
-        }
-        chunks_[chunk].count = 0;
-        chunks_[chunk].older = older;
-        return chunk;
+    [[gnu::noinline]] void put_in_new(std::uint64_t place, std::uint32_t older, std::uint64_t key) {
+        if (free_ == kNoChunk) add_chunk();
+        const std::uint32_t chunk = free_;
+        Chunk& to = chunks_[chunk];
+        free_ = to.older;
+        filled_[place / 64] |= 1ULL << (place % 64);
+        head_[place] = chunk;
+        to.count = 1;
+        to.older = older;
+        to.keys[0] = key;
+    }
+
+    [[gnu::noinline]] void add_chunk() {
+        free_ = static_cast<std::uint32_t>(chunks_.size());
+        chunks_.emplace_back();
+        chunks_.back().older = kNoChunk;
     }
 
     void put_in_current(std::uint64_t key) {
@@ -142,7 +148,7 @@ private:
             current_.erase(current_.begin(), current_.begin() + static_cast<std::ptrdiff_t>(next_));
             next_ = 0;
         }
-        while (count_ != 0 && current_.size() - next_ <= kLookAhead) {
+        while (count_ != 0 && current_.size() - next_ <= known_) {
             const std::uint64_t bucket = next_filled_near();
             if (bucket == 0) break;
             take_bucket(bucket);
@@ -207,6 +213,7 @@ private:
     // Add a bucket's keys, oldest first, to the sorted ones. Keys are mostly pushed in order.
     void take_keys(std::uint32_t newest) {
         const std::size_t before = current_.size();
+        if (chunks_[newest].older == kNoChunk) return take_chunk(newest, before);
         std::size_t total = before;
         for (std::uint32_t chunk = newest; chunk != kNoChunk; chunk = chunks_[chunk].older) total += chunks_[chunk].count;
         count_ -= total - before;
@@ -225,6 +232,16 @@ private:
         std::sort(current_.begin() + static_cast<std::ptrdiff_t>(before), current_.end());
     }
 
+    // The usual case: a bucket of one chunk.
+    void take_chunk(std::uint32_t chunk, std::size_t before) {
+        Chunk& from = chunks_[chunk];
+        count_ -= from.count;
+        current_.insert(current_.end(), from.keys, from.keys + from.count);
+        from.older = free_;
+        free_ = chunk;
+        insertion_sort(before);
+    }
+
     void insertion_sort(std::size_t from) {
         std::uint64_t* keys = current_.data();
         for (std::size_t i = from + 1; i < current_.size(); ++i) {
@@ -241,6 +258,7 @@ private:
     std::uint64_t base_ = 0;      // its time without the low 30 bits
     std::uint64_t count_ = 0;     // keys in the wheel
     std::size_t next_ = 0;        // place in current_
+    std::size_t known_ = 0;       // events wanted in current_
     std::vector<std::uint64_t> current_;  // sorted keys of the bucket being worked off
     std::vector<std::uint32_t> head_;     // newest chunk of each bucket
     std::vector<std::uint64_t> filled_;   // a bit for each bucket

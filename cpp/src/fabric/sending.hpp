@@ -98,24 +98,20 @@ inline void Core::put_on_link(std::uint32_t number, Port& port, Queue& queue, Pa
     port.flight_tail = id;
 }
 
-// Which queue sends now: -1 if none may.
+// Which queue sends now: -1 if none may. Strict queues go first, the highest before the others.
 inline int Core::pick(Port& port, std::uint32_t number, Time now) {
     const unsigned open = open_queues(port);
-    if (open == 0) return -1;
-    if ((open & (open - 1)) == 0) {
-        const auto q = static_cast<unsigned>(std::countr_zero(open));
-        if (!eligible(number, q, now)) return -1;
-        if (queue_rules_[q].quantum == 0) return static_cast<int>(q);
-        return pick_weighted(port, number, open);
+    for (unsigned left = open & strict_queues_; left != 0;) {
+        const unsigned q = static_cast<unsigned>(std::bit_width(left)) - 1;
+        if (eligible(number, q, now)) return static_cast<int>(q);
+        left &= ~(1U << q);
     }
     unsigned can = 0;
-    for (unsigned left = open; left != 0; left &= left - 1) {
+    for (unsigned left = open & ~strict_queues_; left != 0; left &= left - 1) {
         const auto q = static_cast<unsigned>(std::countr_zero(left));
         if (eligible(number, q, now)) can |= 1U << q;
     }
-    if (can == 0) return -1;
-    if ((can & strict_queues_) != 0) return std::bit_width(can & strict_queues_) - 1;
-    return pick_weighted(port, number, can);
+    return can == 0 ? -1 : pick_weighted(port, number, can);
 }
 
 // Deficit round robin among the queues that may send.
