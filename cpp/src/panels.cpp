@@ -8,10 +8,6 @@
 
 #include "panel_kernels.hpp"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace fourlane {
 namespace {
 
@@ -162,18 +158,6 @@ void pack_panels(const void* weight, WeightType type, std::int64_t columns, std:
         pack_into(static_cast<const std::uint16_t*>(weight), columns, depth, static_cast<std::uint16_t*>(packed), first,
                   step);
     }
-}
-
-void advise_huge_pages(void* data, std::size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr std::uintptr_t kPage = 4096;
-    const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-    const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / kPage * kPage;
-    if (end > begin) static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
-#else
-    static_cast<void>(data);
-    static_cast<void>(bytes);
-#endif
 }
 
 void linear(RowsView x, PackedWeights weight, MutableRowsView out, InstructionSet set) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
+#include "fourlane/huge_pages.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
 #include "fourlane/socket_mesh.hpp"

@@ -54,9 +54,6 @@ bool is_supported(InstructionSet set);
 void pack_panels(const void* weight, WeightType type, std::int64_t columns, std::int64_t depth, void* packed,
                  std::int64_t first, std::int64_t step);
 
-// Ask the kernel to back a large array that is about to be written with huge pages; a hint, never an error.
-void advise_huge_pages(void* data, std::size_t bytes);
-
 // out[r] = W x[r], with W one packed slot.
 void linear(RowsView x, PackedWeights weight, MutableRowsView out, InstructionSet set);
 

@@ -397,7 +397,7 @@ FabricResult Core::gather(bool last) {
     found.wire_bytes_queued = bytes_inside().count;
     found.flow_reorder.reserve(flows_.size());
     for (const Flow& flow : flows_) found.flow_reorder.push_back(flow.reorder);
-    if (last) std::vector<Flow>().swap(flows_);
+    if (last) HugeVector<Flow>().swap(flows_);
     const auto hand_over = [last](auto& from, auto& to) { last ? to.swap(from) : void(to = from); };
     hand_over(flow_started_, found.flow_started);
     hand_over(flow_delivered_, found.flow_delivered);

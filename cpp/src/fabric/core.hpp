@@ -253,21 +253,21 @@ private:
     PacketPool packets_;
     Routes routes_;
     std::size_t queue_count_;
-    std::vector<Port> ports_;
-    std::vector<Queue> queues_;         // [P, Q]
-    std::vector<Ingress> ingresses_;    // [P, Q]
+    HugeVector<Port> ports_;
+    HugeVector<Queue> queues_;         // [P, Q]
+    HugeVector<Ingress> ingresses_;    // [P, Q]
     std::vector<Node> nodes_;
-    std::vector<Endpoint> endpoints_;   // by port
+    HugeVector<Endpoint> endpoints_;   // by port
     std::vector<Depth> depth_;          // by port
     std::vector<Time> clear_at_;        // when a port will have sent all it holds, if nothing keeps it from it
     std::vector<std::int64_t> signal_;  // depth as adaptive routing sees it
-    std::vector<Flow> flows_;
+    HugeVector<Flow> flows_;
     std::vector<std::uint32_t> detail_of_;  // by flow; empty: all are plain
     std::vector<Detail> details_;
     std::unordered_map<std::uint64_t, Clearance> clearances_;  // by (endpoint, class)
     std::vector<Time> look_at_;  // [P, Q] of the WATCHDOG events that count; empty without a watchdog
-    std::vector<ColdPort> cold_;
-    std::vector<QueueCounters> counters_;  // [P, Q]
+    HugeVector<ColdPort> cold_;
+    HugeVector<QueueCounters> counters_;  // [P, Q]
     std::vector<std::uint32_t> turns_;     // [switches, leaves, data or not], of spraying in turn; empty where nothing is
     std::vector<Flowlet> flowlets_;
     std::array<ClassRules, 16> classes_{};

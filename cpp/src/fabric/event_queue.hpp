@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "fourlane/huge_pages.hpp"
 #include "quantities.hpp"
 
 namespace fourlane::fabric {
@@ -263,7 +264,7 @@ private:
     std::vector<std::uint32_t> head_;     // newest chunk of each bucket
     std::vector<std::uint64_t> filled_;   // a bit for each bucket
     std::uint32_t free_ = kNoChunk;
-    std::vector<Chunk> chunks_;
+    HugeVector<Chunk> chunks_;
     std::vector<Far> far_;
 };
 

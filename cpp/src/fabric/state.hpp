@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "fourlane/huge_pages.hpp"
 #include "quantities.hpp"
 
 namespace fourlane::fabric {
@@ -69,7 +70,7 @@ private:
     }
 
     std::uint32_t free_ = kNone;
-    std::vector<Packet> packets_;
+    HugeVector<Packet> packets_;
 };
 
 // A directed link and the state of its scheduler.
