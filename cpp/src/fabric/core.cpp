@@ -48,7 +48,7 @@ Core::Core(const FabricScenario& scenario)
         events_.push({in_.epoch_time[epoch]}, EventKind::epoch, epoch);
     }
     enter_epoch(0, {});
-    fetches_ = ports_.size() * (sizeof(Port) + queue_count_ * sizeof(Queue)) > kNearCache;
+    fetches_ = ports_.size() * (sizeof(Port) + queue_count_ * sizeof(Queue)) + flows_.size() * sizeof(Flow) > kNearCache;
     if (fetches_) events_.know(EventQueue::kLookAhead);
     if (in_.sample_interval > 0) events_.push({in_.sample_interval}, EventKind::sample, 0);
     if (in_.watchdog_detection > 0) look_at_.assign(queues_.size(), {-1});
@@ -273,10 +273,11 @@ inline void Core::fetch_ahead() {
         if (of_packets(kind)) fetch(&ports_[id]);
     });
     events_.look_ahead(16, [&](EventKind kind, std::uint32_t id) {
+        if (!of_packets(kind)) return;
         const Port& port = ports_[id];
         if (kind == EventKind::arrive) {
             if (port.flight_head != kNone) fetch(&packets_[port.flight_head]);
-        } else if (kind == EventKind::transmit) {
+        } else {
             for (unsigned left = port.busy; left != 0; left &= left - 1) {
                 fetch(&queue_at(id, static_cast<unsigned>(std::countr_zero(left))));
             }
@@ -284,6 +285,7 @@ inline void Core::fetch_ahead() {
         }
     });
     events_.look_ahead(8, [&](EventKind kind, std::uint32_t id) {
+        if (!of_packets(kind)) return;
         const Port& port = ports_[id];
         if (kind == EventKind::arrive) {
             if (port.flight_head == kNone) return;
@@ -292,7 +294,7 @@ inline void Core::fetch_ahead() {
             const Endpoint& end = endpoints_[packet.destination];
             if (end.leaf_index != kNone) fetch(routes_.place_of(nodes_[port.to_node].route_row, end.leaf_index));
             fetch(&ingress_at(port.peer, packet.queue));
-        } else if (kind == EventKind::transmit) {
+        } else {
             for (unsigned left = port.busy; left != 0; left &= left - 1) {
                 const Queue& queue = queue_at(id, static_cast<unsigned>(std::countr_zero(left)));
                 if (queue.head != kNone) fetch(&packets_[queue.head]);
@@ -300,10 +302,11 @@ inline void Core::fetch_ahead() {
         }
     });
     events_.look_ahead(4, [&](EventKind kind, std::uint32_t id) {
+        if (!of_packets(kind)) return;
         const Port& port = ports_[id];
         if (kind == EventKind::arrive) {
             if (port.flight_head != kNone) fetch_for_arrival(port);
-        } else if (kind == EventKind::transmit && !port.at_host && port.busy != 0) {
+        } else if (!port.at_host && port.busy != 0) {
             const Queue& queue = queue_at(id, static_cast<unsigned>(std::countr_zero(port.busy)));
             if (queue.head != kNone) fetch(&ingress_at(packets_[queue.head].ingress, packets_[queue.head].queue));
         }
