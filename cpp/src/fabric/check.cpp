@@ -13,6 +13,8 @@ namespace fourlane::fabric {
 namespace {
 
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 44;
+constexpr std::int64_t kMostShared = std::int64_t{1} << 39;  // times the largest alpha it stays below 2^63
+constexpr double kLeastGain = 1.0 / (1 << 20);  // alpha is gone after some 20 million periods, not after years
 constexpr std::int64_t kMostTime = std::int64_t{1} << 60;
 constexpr std::int64_t kLongestPacket = 1 << 16;
 constexpr std::int64_t kMostPackets = (std::int64_t{1} << 31) - 2;
@@ -87,6 +89,7 @@ void expect_number(const char* name, double value, double least, double most) {
 
 void check_dcqcn(const FabricDcqcn& p) {
     expect_number("dcqcn_g", p.g, 0, 1);
+    if (p.g > 0 && p.g < kLeastGain) refuse("dcqcn_g", "0, or 2^-20 to 1");
     expect_number("dcqcn_alpha0", p.alpha0, 0, 1);
     expect_number("dcqcn_max_decrease", p.max_decrease, 0, 1);
     expect_number("dcqcn_rate_ai", p.rate_ai, 0, 1e15);
@@ -107,7 +110,7 @@ void check_nodes(const FabricScenario& in) {
     expect("node_tier", in.node_tier, nodes, 0, 7);
     expect("node_latency", in.node_latency, nodes, 0, kMostTime);
     expect("node_cut_through", in.node_cut_through, nodes, 0, 1);
-    expect("node_shared", in.node_shared, nodes, 0, kMostBytes);
+    expect("node_shared", in.node_shared, nodes, 0, kMostShared);
     expect("leaf_index", in.leaf_index, nodes, -1, static_cast<std::int64_t>(nodes) - 1);
     expect("switch_index", in.switch_index, nodes, -1, static_cast<std::int64_t>(nodes) - 1);
     expect("tier_seed", in.tier_seed, 8, 0, ~0U);

@@ -46,6 +46,7 @@ void Core::fade(RateLimiter& limits, Time now) const {
     if (limits.alpha_time < Time{}) return;
     std::int64_t periods = (now - limits.alpha_time).ps / in_.dcqcn.alpha_period;
     limits.alpha_time += {periods * in_.dcqcn.alpha_period};
+    if (in_.dcqcn.g == 0) return;
     for (; periods > 0 && limits.alpha >= kAlphaGone; --periods) limits.alpha *= 1.0 - in_.dcqcn.g;
 }
 

@@ -30,4 +30,9 @@ struct Bytes {
 // Time on the wire; the pace is ps a byte x 65536.
 inline Time serialisation(std::int64_t pace_q16, Bytes size) { return {(size.count * pace_q16) >> 16}; }
 
+// The same of any number of bytes: of more than some packets the product above may not fit.
+inline Time long_serialisation(std::int64_t pace_q16, Bytes size) {
+    return {(size.count >> 16) * pace_q16 + (((size.count & 0xFFFF) * pace_q16) >> 16)};
+}
+
 }  // namespace fourlane::fabric

@@ -44,7 +44,7 @@ inline void Core::forward(std::uint32_t id, std::uint32_t via, Time now) {
 inline Time Core::cut_through_wait(const Port& link, Bytes wire, std::uint32_t egress, const Packet& packet,
                                    Time now) {
     const Port& out = ports_[egress];
-    const Time backlog_gone = std::max(now, out.free_at) + serialisation(out.pace_q16, {depth_[egress].now});
+    const Time backlog_gone = std::max(now, out.free_at) + long_serialisation(out.pace_q16, {depth_[egress].now});
     if (clear_at_[egress] <= packet.time && backlog_gone <= packet.time &&
         queue_at(egress, packet.queue).credit <= packet.time && !halted(out, packet.queue) &&
         out.pace_q16 >= link.pace_q16) {

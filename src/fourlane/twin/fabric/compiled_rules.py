@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["MOST_BYTES", "MOST_CLASSES", "MOST_QUEUES", "MOST_TIME", "faults_of"]
+__all__ = ["LEAST_GAIN", "MOST_BYTES", "MOST_CLASSES", "MOST_QUEUES", "MOST_SHARED", "MOST_TIME", "faults_of"]
 
 MOST_QUEUES, MOST_CLASSES = 8, 16
 MOST_BYTES = 1 << 44
-"""Of a flow, a window, a buffer."""
+"""Of a flow, a window, a reservation."""
+MOST_SHARED = 1 << 39
+"""Of a switch's buffer: times the largest alpha it fits 64 bits."""
+LEAST_GAIN = 2.0**-20
+"""Of DCQCN's alpha, if not 0: with less it would take years of updates to fade."""
 MOST_TIME = 1 << 60
 """Of a start or a delay, in ps: thirteen days."""
 MOST_PACKETS = (1 << 31) - 1
@@ -31,7 +35,7 @@ _RANGES: dict[str, tuple[int, int]] = {
     "node_tier": (0, 7),
     "node_latency": (0, MOST_TIME),
     "node_cut_through": (0, 1),
-    "node_shared": (0, MOST_BYTES),
+    "node_shared": (0, MOST_SHARED),
     "port_ps_q16": (1, 1 << 40),
     "port_prop": (0, MOST_TIME),
     "port_headroom": (0, MOST_BYTES),
@@ -169,6 +173,8 @@ def _dcqcn(made: CompiledScenario) -> Iterator[str]:
         value = getattr(dcqcn, name)
         if not least <= value <= most:
             yield f"dcqcn.{name}: expected {least} to {most}, got {value}"
+    if 0 < dcqcn.g < LEAST_GAIN:
+        yield f"dcqcn.g: expected 0 or at least {LEAST_GAIN}, got {dcqcn.g}"
 
 
 def _first(wrong: Array) -> int:

@@ -53,6 +53,7 @@ def test_the_flat_form_holds_all_that_a_simulator_reads(two_flows: CompiledScena
         ("flow_start", np.zeros(3, np.int64), r"flow_start: expected dimensions \[F\*\]"),
         ("flow_size", np.array([4096, -1]), r"flow_size\[1\]: expected 0 to"),
         ("flow_size", np.array([1 << 43]), r"flow_size\[0\]: expected at most 2147483647 packets"),
+        ("node_shared", np.array([0, 0, 0, 1 << 40]), r"node_shared\[3\]: expected 0 to 549755813888"),
         ("port_peer", np.array([3, 4, 5, 0, 1, 1], np.int32), r"port_peer\[2\]"),
         ("flow_src_port", np.array([1, 3], np.int32), r"flow_src_port\[1\]: expected a port of a host, got 3"),
         ("flow_src_port", np.array([1, 9], np.int32), r"flow_src_port\[1\]: expected a port of a host, got 9"),

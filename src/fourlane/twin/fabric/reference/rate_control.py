@@ -81,7 +81,7 @@ class RateLimiter:
             return
         periods = (now - self.alpha_time) // self.parameters.alpha_period
         self.alpha_time += periods * self.parameters.alpha_period
-        while periods > 0 and self.alpha >= _ALPHA_GONE:
+        while periods > 0 and self.alpha >= _ALPHA_GONE and self.parameters.g > 0:
             self.alpha *= 1.0 - self.parameters.g
             periods -= 1
 
