@@ -1,7 +1,7 @@
 """What public simulators were measured to do on the named scenarios; constants, not measured by this repository's runs.
 
-Each was built and run by itself on the same definitions (`fourlane.twin.fabric.named`), on one core of a machine like
-that of benchmarks/results, in November 2026: csg-htsim (github.com/Broadcom/csg-htsim, RoCE with PFC), uet-htsim
+Each was built and run by itself on the same definitions (`fourlane.twin.fabric.named`), on one core of another machine
+in November 2026: csg-htsim (github.com/Broadcom/csg-htsim, RoCE with PFC), uet-htsim
 (github.com/ultraethernet/uet-htsim, NSCC), and the ns-3 of SimAI (github.com/aliyun/SimAI, RDMA, optimised build).
 """
 

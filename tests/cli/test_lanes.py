@@ -210,7 +210,7 @@ def test_what_is_no_plan_is_refused_in_one_sentence(change: str, said: str, plan
 def test_what_is_no_cluster_is_refused_in_one_sentence(plan_file: Path, tmp_path: Path) -> None:
     out = lanes("check", plan_file, "--cluster", "h900")
     assert (out.exit_code, out.stderr.count("\n")) == (2, 1)
-    assert "h800-ft, lab, one-network" in out.stderr
+    assert "h800-ft, lab, low-latency, one-network" in out.stderr
     wrong = tmp_path / "cluster.toml"
     text = lanes("init", "-o", "-").output
     wrong.write_text(text)

@@ -101,7 +101,8 @@ def test_two_labs_at_once_do_not_meet(four_hosts: Lab) -> None:
         assert other.address("h1", "hpn") == four_hosts.address("h1", "hpn")
         before = other.count(other.topology.nic("h1", "hpn"))[TrafficClass.DEFAULT].sent_packets
         send_marked(four_hosts, "h1", four_hosts.address("h0", "hpn"), dscp=0)
-        assert other.count(other.topology.nic("h1", "hpn"))[TrafficClass.DEFAULT].sent_packets == before
+        after = other.count(other.topology.nic("h1", "hpn"))[TrafficClass.DEFAULT].sent_packets
+        assert after - before < 5  # the kernel's own IPv6 greetings may be among them, the five packets are not
     assert "hpn" in four_hosts.run("h0", ["ip", "link"])
 
 

@@ -1,6 +1,6 @@
 """Arrays that no scenario would hold never crash or hang the native core: it refuses them by name, or ends in time.
 
-More of them: python -m pytest -m slow tests/property/test_fabric_hostile.py
+More of them: python -m pytest -m soak tests/property/test_fabric_hostile.py
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def test_spoilt_arrays_are_refused_by_name_or_run_to_an_end(spoilt: tuple[dict[s
     survives(spoilt)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @settings(relaxed, max_examples=20_000, phases=[Phase.generate])
 @given(hostile_arrays())

@@ -159,7 +159,7 @@ def test_a_worker_that_dies_is_reported_and_replaced(monkeypatch: pytest.MonkeyP
 
 
 def test_an_interrupt_ends_those_under_way_and_keeps_those_done() -> None:
-    long = star(4, [(1, 0, 1 << 33)])
+    long = star(4, [(1, 0, 1 << 36)])
 
     def interrupt(now: ManyProgress) -> None:
         if now.done == 1 and any(each.events > 0 for each in now.running.values()):
