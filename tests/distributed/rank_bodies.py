@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from fourlane.engine.exchange.contract import Agreement
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.tcp import TcpExchange
@@ -104,6 +105,21 @@ def sockets_are_marked(rank: int, ranks: int, folder: Path) -> None:
     exchange = _join(rank, ranks, folder)
     assert sum(mark.dscp == TrafficClass.EXPERT.dscp for mark in exchange.marks) >= ranks - 1, exchange.marks
     assert exchange.tell_all("here") == ["here"] * ranks
+
+
+def ranks_agree_on_migrations(rank: int, ranks: int, folder: Path) -> None:
+    """What all have staged is the least anybody announced; what somebody refused, all hear of."""
+    exchange = _join(rank, ranks, folder)
+    placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
+    expected = [(0, 0), (1, 0), (1, 2), (2, 2)]
+    announced = [(int(rank != 1), 0), (1, 0), (1 + int(rank == 0), 2 * int(rank == 2)), (2, 0 if rank else 2)]
+    for step, ((staged, refused), agreed) in enumerate(zip(announced, expected, strict=True)):
+        exchange.begin_step(step, more=False, staged=staged, refused=refused)
+        _pair(exchange, placement, _tokens(rank, seed=step), 0)
+        assert exchange.agreement() == Agreement(step=step, more=False, staged=agreed[0], refused=agreed[1])
+    exchange.begin_step(len(expected), more=True)
+    _pair(exchange, placement, _tokens(2, seed=rank), 0)
+    assert exchange.agreement() == Agreement(step=len(expected), more=True), "announcements last for a step"
 
 
 def all_to_one_expert(rank: int, ranks: int, folder: Path) -> None:

@@ -77,6 +77,10 @@ def test_connections_between_ranks_carry_the_mark_of_the_expert_lane(launch: Lau
     launch("sockets_are_marked", 3)
 
 
+def test_ranks_agree_on_what_all_have_staged_and_what_somebody_refused(launch: Launch) -> None:
+    launch("ranks_agree_on_migrations", 3)
+
+
 def test_all_tokens_may_go_to_one_rank(launch: Launch) -> None:
     launch("all_to_one_expert", 3)
 

@@ -106,12 +106,12 @@ class StepGroup:
             self._engaged |= rung is not None and rung >= self.step
         return self._engaged
 
-    def begin_step(self, *, more: bool) -> None:
-        """Announce this rank's outlook, and wake the others if the group was asleep."""
+    def begin_step(self, *, more: bool, staged: int = 0, refused: int = 0) -> None:
+        """Announce this rank's outlook, and wake the others if the group was asleep; see `Exchange.begin_step`."""
         assert self.exchange is not None, "the group is formed before it steps"
         if self.doorbell is not None and not self._engaged:
             self.doorbell.ring(self.step)
-        self.exchange.begin_step(self.step, more=more)
+        self.exchange.begin_step(self.step, more=more, staged=staged, refused=refused)
 
     def end_step(self) -> None:
         """Take over what the group agreed on."""

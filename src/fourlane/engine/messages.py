@@ -20,6 +20,7 @@ from fourlane.lanes.marking import LaneMark
 
 __all__ = [
     "VERSION",
+    "BalanceStats",
     "Cancel",
     "Failed",
     "FromRank",
@@ -231,6 +232,32 @@ class KvDelivered(_Message, frozen=True, kw_only=True):
     target: str
 
 
+class BalanceStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How evenly a rank's group computed, and what moving experts took; totals since the rank began.
+
+    `sum_of_max_split_L` [layers]: over the steps, the rows of the fullest rank as they were split over
+    replicas; `sum_of_max_equal_L`: the same had each expert's tokens been spread evenly over its
+    replicas; `sum_of_mean_L`: the rows of a rank on average. Max over mean of any span of time is the
+    quotient of the differences. All ranks of a group count the same.
+    `placement_version` counts the layers committed since the placement the deployment began with.
+    `experts_moved`, `migration_bytes`, `migration_s`: what this rank received, and how long that was
+    under way. `migrations_failed`: layers given up. `forecast_balance`, `realised_balance`: of the last
+    completed migration, max over mean as it was to be expected and as it then came; None before.
+    """
+
+    sum_of_max_split_L: list[int] = []
+    sum_of_max_equal_L: list[int] = []
+    sum_of_mean_L: list[float] = []
+    placement_version: int = 0
+    layers_migrated: int = 0
+    experts_moved: int = 0
+    migration_bytes: int = 0
+    migration_s: float = 0.0
+    migrations_failed: int = 0
+    forecast_balance: float | None = None
+    realised_balance: float | None = None
+
+
 class RankStats(_Message, frozen=True, kw_only=True):
     """Gauges and running totals of a rank; sent at most five times a second, at least every two.
 
@@ -259,6 +286,7 @@ class RankStats(_Message, frozen=True, kw_only=True):
     lane_bytes: dict[str, int]
     expert_tokens_LE: list[int]
     balance_max_over_mean: float
+    balance: BalanceStats = BalanceStats()
     memory_bytes: int
     connections: list[LikeConnections] = []
 

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fourlane.engine.durations import DurationCounts
-from fourlane.engine.messages import RankStats
+from fourlane.engine.messages import BalanceStats, RankStats
 
 if TYPE_CHECKING:
     from fourlane.engine.exchange.counters import ExchangeCounters
@@ -62,13 +64,21 @@ class StatsReporter:
         interval = BUSY_INTERVAL_S if self.steps != self._steps_sent else IDLE_INTERVAL_S
         return max(1, int((self._sent_at + interval - now) * 1000))
 
-    def report(self, counters: ExchangeCounters | None, *, kv_bytes: int, lanes: LaneBook) -> RankStats:
+    def report(
+        self,
+        counters: ExchangeCounters | None,
+        *,
+        kv_bytes: int,
+        lanes: LaneBook,
+        migrations: BalanceStats | None = None,
+    ) -> RankStats:
         """Return the report and start the next interval.
 
         Args:
             counters: of the exchange, None before there is one.
             kv_bytes: payload sent on the kv lane.
             lanes: knows what connections were opened.
+            migrations: what is known of them, None if experts never move; the sums are put in here.
         """
         now = time.monotonic()
         scheduler = self._scheduler
@@ -93,6 +103,7 @@ class StatsReporter:
             lane_bytes={"expert": counters.bytes_sent if counters else 0, "kv": kv_bytes},
             expert_tokens_LE=load,
             balance_max_over_mean=counters.balance if counters else 1.0,
+            balance=_with_sums(migrations or BalanceStats(), counters),
             memory_bytes=self._resident(now),
             connections=lanes.opened(),
         )
@@ -110,3 +121,14 @@ class StatsReporter:
             value = resident_bytes()
             self._memory = (now, value)
         return value
+
+
+def _with_sums(migrations: BalanceStats, counters: ExchangeCounters | None) -> BalanceStats:
+    if counters is None:
+        return migrations
+    return msgspec.structs.replace(
+        migrations,
+        sum_of_max_split_L=counters.max_split_L.tolist(),
+        sum_of_max_equal_L=counters.max_equal_L.tolist(),
+        sum_of_mean_L=counters.mean_L.tolist(),
+    )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["AllToAllExchange", "Carrier", "CarrierError", "Work"]
 
 _TEXT_BYTES = 256
-_EXTRA = 2  # columns after the counts: step, more
+_EXTRA = 4  # columns after the counts: step, more, staged, refused
 
 
 class CarrierError(Exception):
@@ -129,13 +129,13 @@ class AllToAllExchange:
         self._device = device
         self._carrier: Carrier | None = carrier
         self._wire = carrier.device
-        self._announced = (0, 0)
+        self._announced = torch.zeros(_EXTRA, dtype=torch.int64)
         self._agreement: Agreement | None = None
         self._place = "joining"
 
-    def begin_step(self, step: int, *, more: bool) -> None:
+    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
         """Attach this rank's announcement to the first counts of the coming forward pass."""
-        self._announced = (step, int(more))
+        self._announced = torch.tensor([step, int(more), staged, refused])
         self._agreement = None
         self._place = f"step {step}"
 
@@ -170,16 +170,16 @@ class AllToAllExchange:
         """Start the counts round; the rows follow when it is waited for. See the contract."""
         self._tables = tables = self._tables.of(placement)
         pairs = tables.sort(layer, topk_TK)
-        count_row = torch.zeros(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
+        count_row = torch.empty(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
         count_row[:-_EXTRA] = pairs.count_E
-        count_row[-2], count_row[-1] = self._announced
+        count_row[-_EXTRA:] = self._announced
         where = f"{self._place}, layer {layer}"
         gathered, counts = self._start(f"{where}, counts", lambda carrier: carrier.gather(count_row))
 
         def finish() -> Received:
             self._wait(counts, f"{where}, counts")
             table = gathered.cpu().numpy()
-            self._agree(table[:, -2], table[:, -1])
+            self._agree(table[:, -_EXTRA:])
             count_GE = table[:, :-_EXTRA]
             return self._receive(x_TD.index_select(0, pairs.rows_R), pairs.order_R, weights_TK, count_GE, tables, layer)
 
@@ -235,12 +235,18 @@ class AllToAllExchange:
         arrived, work = self._start(where, lambda carrier: carrier.exchange(rows, sent_G, received_G))
         return arrived.view(rows_RD.dtype), work
 
-    def _agree(self, step_G: np.ndarray, more_G: np.ndarray) -> None:
+    def _agree(self, announced_GX: np.ndarray) -> None:
         if self._agreement is not None:
             return
+        step_G, more_G, staged_G, refused_G = announced_GX.T
         if (step_G != step_G[self.rank]).any():
             raise PeerLost(f"{self._place}: ranks of the group are in different steps: {step_G.tolist()}")
-        self._agreement = Agreement(step=int(step_G[self.rank]), more=bool(more_G.any()))
+        self._agreement = Agreement(
+            step=int(step_G[self.rank]),
+            more=bool(more_G.any()),
+            staged=int(staged_G.min()),
+            refused=int(refused_G.max()),
+        )
 
     def _start(self, where: str, call: Callable[[Carrier], tuple[Tensor, Work]]) -> tuple[Tensor, Work]:
         if self._carrier is None:

@@ -53,10 +53,15 @@ class Agreement:
     """What the ranks of a group told each other with the step's first counts.
 
     `more`: some rank has work for the next step, so all go on without waiting to be woken.
+    `staged`: the least number any rank announced, `refused`: the greatest. With migrations numbered
+    from 1, a layer is committed at the step in which all had it staged, and dropped at the one in
+    which somebody refused it - by all ranks at once.
     """
 
     step: int
     more: bool
+    staged: int = 0
+    refused: int = 0
 
 
 class Exchange(Protocol):
@@ -65,8 +70,15 @@ class Exchange(Protocol):
     rank: int
     ranks: int
 
-    def begin_step(self, step: int, *, more: bool) -> None:
-        """Attach this rank's announcement to the first counts of the coming forward pass."""
+    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
+        """Attach this rank's announcement to the first counts of the coming forward pass.
+
+        Args:
+            step: the number of the step, the same on all ranks.
+            more: this rank has work for the step after it.
+            staged: the last migration this rank has all of.
+            refused: the last migration this rank does not want.
+        """
         ...
 
     def agreement(self) -> Agreement:

@@ -10,9 +10,10 @@ __all__ = ["ExchangeCounters"]
 class ExchangeCounters:
     """Running totals of one rank.
 
-    `load_LE` [layers, experts]: tokens computed here. Balance is kept as sums over layers and
-    steps of the fullest rank's tokens and of the mean, so that `balance` is sum of maxima over
-    sum of means: what a pass really waits for.
+    `load_LE` [layers, experts]: tokens computed here. Balance is kept a layer, as sums over steps:
+    `max_split_L` of the fullest rank's rows, `max_equal_L` of what they had been with each expert's
+    tokens spread evenly over its replicas, `mean_L` of the mean. `balance` is sum of maxima over sum
+    of means: what a pass really waits for.
 
     Units:
         wait_s: seconds blocked in `Pending.wait`; bytes_sent: payload bytes to other ranks.
@@ -22,8 +23,9 @@ class ExchangeCounters:
         self.load_LE = np.zeros((layers, experts), dtype=np.int64)
         self.wait_s = 0.0
         self.bytes_sent = 0
-        self._sum_of_max = 0
-        self._sum_of_mean = 0.0
+        self.max_split_L = np.zeros(layers, dtype=np.int64)
+        self.max_equal_L = np.zeros(layers, dtype=np.int64)
+        self.mean_L = np.zeros(layers)
 
     def observe(self, layer: int, local_experts: np.ndarray, count_GE: np.ndarray, tokens_G: np.ndarray) -> None:
         """Add one layer of one step.
@@ -35,8 +37,10 @@ class ExchangeCounters:
             tokens_G: [ranks] rows each rank computes in this layer.
         """
         self.load_LE[layer, local_experts] += count_GE[:, local_experts].sum(axis=0)
-        self._sum_of_max += int(tokens_G.max())
-        self._sum_of_mean += float(tokens_G.mean())
+        fullest = tokens_G.max()
+        self.max_split_L[layer] += fullest
+        self.max_equal_L[layer] += fullest
+        self.mean_L[layer] += tokens_G.mean()
 
     def observe_alone(self, layer: int, count_E: np.ndarray) -> None:
         """Add one layer of one step of a group of one rank, which computes everything.
@@ -46,11 +50,13 @@ class ExchangeCounters:
             count_E: [experts] tokens routed to each expert.
         """
         self.load_LE[layer] += count_E
-        rows = int(count_E.sum())
-        self._sum_of_max += rows
-        self._sum_of_mean += rows
+        rows = count_E.sum()
+        self.max_split_L[layer] += rows
+        self.max_equal_L[layer] += rows
+        self.mean_L[layer] += rows
 
     @property
     def balance(self) -> float:
         """Return max/mean tokens a rank since the beginning; 1.0 before any token."""
-        return self._sum_of_max / self._sum_of_mean if self._sum_of_mean else 1.0
+        mean = float(self.mean_L.sum())
+        return int(self.max_split_L.sum()) / mean if mean else 1.0

@@ -45,9 +45,9 @@ class LocalExchange:
         self._tables = SlotTables(placement, rank=0)
         self._agreement = Agreement(step=0, more=False)
 
-    def begin_step(self, step: int, *, more: bool) -> None:
+    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
         """Agree with oneself."""
-        self._agreement = Agreement(step=step, more=more)
+        self._agreement = Agreement(step=step, more=more, staged=staged, refused=refused)
 
     def agreement(self) -> Agreement:
         """Return what was announced."""
