@@ -1,5 +1,6 @@
 // Python's view of the native core. Only the files in this directory know nanobind; they check shapes and types, and
-// release the GIL, but compute nothing themselves. The simulator of networks is in fabric.cpp.
+// release the GIL, but compute nothing themselves. The balancer of experts is in balance.cpp,
+// the simulator of networks in fabric.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -25,6 +26,7 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
+void bind_balance(nb::module_& module);
 void bind_fabric(nb::module_& module);
 
 namespace {
@@ -381,5 +383,6 @@ NB_MODULE(_native, module) {
         .def("wait", &mesh_wait, "operation"_a, "patience_ms"_a,
              "Move bytes until it is through; return (end, errno, [(peer, received, expected, unsent)]).")
         .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
+    bind_balance(module);
     bind_fabric(module);
 }

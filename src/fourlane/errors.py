@@ -2,6 +2,7 @@
 
     FourlaneError
     ├── SpecError                a file, flag or value is wrong            (exit 2)
+    ├── BalanceInputError        a load, placement or number given to the balancer is wrong (exit 2)
     ├── CheckFailed              a check ran and did not pass              (exit 1)
     ├── EnvironmentMissing       a package, kernel feature or device is absent (exit 3)
     ├── CheckpointError          a model folder cannot be served
@@ -31,6 +32,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "BalanceInputError",
     "CheckFailed",
     "CheckpointError",
     "EngineError",
@@ -70,6 +72,12 @@ class SpecError(FourlaneError):
     def __init__(self, *faults: str) -> None:
         self.faults = faults
         super().__init__("\n".join(faults))
+
+
+class BalanceInputError(FourlaneError, ValueError):
+    """Report an argument no placement, split or statistics can be made from; the message begins with its name."""
+
+    exit_code = 2
 
 
 class CheckFailed(FourlaneError):
