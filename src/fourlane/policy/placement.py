@@ -5,6 +5,6 @@ The value is in `policy.placing.value`; this is the name to import it by.
 
 from __future__ import annotations
 
-from fourlane.policy.placing.value import Placement, Replicas, linear_placement
+from fourlane.policy.placing.value import EMPTY, Placement, Replicas, linear_placement
 
-__all__ = ["Placement", "Replicas", "linear_placement"]
+__all__ = ["EMPTY", "Placement", "Replicas", "linear_placement"]
