@@ -70,6 +70,36 @@ def weighted_sum(
 ) -> None: ...
 def choose_copies(cost: NDArray[np.int64], slots: int, copies: NDArray[np.int32]) -> None: ...
 
+Counts: TypeAlias = NDArray[np.int64] | NDArray[np.int32]
+
+def split_tokens(
+    counts: Counts,
+    start: NDArray[np.int32],
+    slot: NDArray[np.int32],
+    rank: NDArray[np.int32],
+    nodes: int,
+    quota: NDArray[np.int32],
+    tokens: NDArray[np.int64],
+) -> float: ...
+def split_equally(
+    counts: Counts,
+    start: NDArray[np.int32],
+    slot: NDArray[np.int32],
+    rank: NDArray[np.int32],
+    quota: NDArray[np.int32],
+    tokens: NDArray[np.int64],
+) -> float: ...
+def split_local_tokens(
+    count: Counts,
+    start: NDArray[np.int32],
+    slot: NDArray[np.int32],
+    rank: NDArray[np.int32],
+    own: int,
+    ranks: int,
+    nodes: int,
+    quota: NDArray[np.int32],
+) -> bool: ...
+
 class SocketMesh:
     def __init__(self, sockets: Sequence[int]) -> None: ...
     def exchange(
