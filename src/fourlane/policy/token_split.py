@@ -65,9 +65,7 @@ def split_tokens(count_GE: ArrayLike, placement: Placement, layer: int, *, nodes
     _check_nodes(nodes, placement.ranks)
     quota_GP = np.empty((placement.ranks, placement.slots), np.int32)
     tokens_G = np.empty(placement.ranks, np.int64)
-    bound = _native.split_tokens(
-        counts, replicas.start_E1, replicas.slot_R, replicas.rank_R, nodes, quota_GP, tokens_G
-    )
+    bound = _native.split_tokens(counts, replicas.start_E1, replicas.slot_R, replicas.rank_R, nodes, quota_GP, tokens_G)
     if bound < 0:
         raise _bad_count("count_GE", counts)
     return TokenSplit(quota_GP, tokens_G, bound)

@@ -234,7 +234,7 @@ def test_local_and_equal_splits_refuse_by_name_too() -> None:
     placement = Placement(np.array([[0, 1, 1, 0]]), experts=2, ranks=2)
     with pytest.raises(BalanceInputError, match=r"^count_GE: .* got -1 at \[1, 1\]"):
         split_equally([[0, 0], [0, -1]], placement, 0)
-    with pytest.raises(BalanceInputError, match="^layer: "):
+    with pytest.raises(BalanceInputError, match=r"^layer: "):
         split_equally([[0, 0], [0, 1]], placement, 7)
     with pytest.raises(BalanceInputError, match=r"^count_E: expected integers of shape \[2\]"):
         split_local_tokens([[1, 2]], placement, 0, rank=0)
@@ -242,7 +242,7 @@ def test_local_and_equal_splits_refuse_by_name_too() -> None:
         split_local_tokens([-3, 2], placement, 0, rank=0)
     with pytest.raises(BalanceInputError, match=r"^rank: expected 0..1, got 2"):
         split_local_tokens([1, 2], placement, 0, rank=2)
-    with pytest.raises(BalanceInputError, match="^nodes: "):
+    with pytest.raises(BalanceInputError, match=r"^nodes: "):
         split_local_tokens([1, 2], placement, 0, rank=1, nodes=3)
-    with pytest.raises(BalanceInputError, match="^quota_GP: "):
+    with pytest.raises(BalanceInputError, match=r"^quota_GP: "):
         rank_tokens(np.zeros((2, 5), dtype=np.int32), 2)
