@@ -34,9 +34,34 @@ void choose_copies(const Costs& costs, std::int64_t slots, const Copies& copies)
     balance::choose_copies(cost, slots, {copies.data(), copies.size()});
 }
 
+using LayerCosts = nb::ndarray<const std::int64_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using LayerSlots = nb::ndarray<std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using LayerNumbers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_unit, const LayerNumbers& good_enough,
+           std::int64_t steps, std::uint64_t seed, const LayerSlots& slots) {
+    require(costs.shape(1) >= 1 && costs.shape(2) >= 1, "cost: expected [layers, experts, most replicas], none of them 0");
+    require(ranks >= 1 && ranks_per_unit >= 1 && ranks % ranks_per_unit == 0, "ranks: expected a multiple of those of a unit");
+    require(slots.shape(0) == costs.shape(0) && slots.shape(1) % static_cast<std::size_t>(ranks) == 0,
+            "slots: expected a row for each layer, and equally many slots for each rank");
+    require(good_enough.shape(0) == costs.shape(0), "good_enough: expected one for each layer");
+    const std::size_t experts = costs.shape(1), most = costs.shape(2), width = slots.shape(1);
+    const nb::gil_scoped_release released;
+    for (std::size_t layer = 0; layer < costs.shape(0); ++layer) {
+        const balance::CostView cost{costs.data() + layer * experts * most, static_cast<std::int64_t>(experts),
+                                     static_cast<std::int64_t>(most)};
+        const balance::PlacementTask task{cost,          ranks,
+                                          static_cast<std::int32_t>(width) / ranks,
+                                          ranks_per_unit, good_enough.data()[layer], steps, seed};
+        balance::place(task, {slots.data() + layer * width, width});
+    }
+}
+
 }  // namespace
 
 void bind_balance(nb::module_& module) {
     module.def("choose_copies", &choose_copies, "cost"_a.noconvert(), "slots"_a, "copies"_a.noconvert(),
                "Write how many replicas each expert gets so that the costliest one costs least; the GIL is released.");
+    module.def("place", &place, "cost"_a.noconvert(), "ranks"_a, "ranks_per_unit"_a, "good_enough"_a.noconvert(), "steps"_a,
+               "seed"_a, "slots"_a.noconvert(), "Write a placement of each layer into `slots`; the GIL is released.");
 }

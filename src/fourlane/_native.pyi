@@ -69,6 +69,15 @@ def weighted_sum(
     isa: str = "",
 ) -> None: ...
 def choose_copies(cost: NDArray[np.int64], slots: int, copies: NDArray[np.int32]) -> None: ...
+def place(
+    cost: NDArray[np.int64],
+    ranks: int,
+    ranks_per_unit: int,
+    good_enough: NDArray[np.int64],
+    steps: int,
+    seed: int,
+    slots: NDArray[np.int32],
+) -> None: ...
 
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.int32]
 

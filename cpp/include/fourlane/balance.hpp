@@ -22,4 +22,19 @@ struct CostView {
 // experts or more than `most` for each.
 void choose_copies(CostView cost, std::int64_t slots, std::span<std::int32_t> copies_E);
 
+// One layer to be placed: slots are those of the ranks in turn, `slots_per_rank` each.
+struct PlacementTask {
+    CostView cost;
+    std::int32_t ranks;
+    std::int32_t slots_per_rank;
+    std::int32_t ranks_per_unit = 1;  // replicas of an expert are in different units: ranks, or nodes of several
+    std::int64_t good_enough = 0;     // the greatest rank's cost at which the search may stop
+    std::int64_t steps = 0;           // the work it may do: candidates weighed
+    std::uint64_t seed = 0;
+};
+
+// Find a placement whose costliest rank costs little; write the expert in each slot (-1: empty); return what that rank
+// costs. Throws std::invalid_argument if experts do not fit.
+std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P);
+
 }  // namespace fourlane::balance
