@@ -20,11 +20,41 @@ from fourlane.spec.traffic import TrafficClass
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fourlane.spec.deployment import Deployment, Pool
+    from fourlane.spec.deployment import Balance, Deployment, Pool
 
-__all__ = ["RankConfig", "control_endpoint", "exchange_of", "group_store", "rank_configs"]
+__all__ = ["RankBalance", "RankConfig", "control_endpoint", "exchange_of", "group_store", "rank_configs"]
 
 Role = Literal["prefill", "decode", "unified"]
+
+
+class RankBalance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a rank's group keeps its experts in balance: `spec.deployment.Balance` in plain numbers.
+
+    `initial` is the path of a placement file, or None.
+
+    Units:
+        bulk_rate: bit/s out of this rank, None without a limit; migration_timeout_s: seconds a layer.
+    """
+
+    redundant_experts: int = 0
+    initial: str | None = None
+    split: bool = True
+    rebalance: bool = True
+    interval_steps: int = 2000
+    window_steps: int = 100
+    min_gain: float = 0.02
+    moves: int = 32
+    cost_tokens: float = 1.0
+    cost_activated: float = 0.0
+    bulk_rate: int | None = None
+    migration_timeout_s: float = 30.0
+
+    @classmethod
+    def of(cls, balance: Balance) -> RankBalance:
+        """Return what a deployment's table means to a rank."""
+        same = {name: getattr(balance, name) for name in cls.__struct_fields__ if hasattr(balance, name)}
+        rate = None if balance.bulk_rate is None else int(balance.bulk_rate)
+        return cls(**same | {"bulk_rate": rate, "migration_timeout_s": balance.migration_timeout.seconds})
 
 
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +112,9 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kv_gid_index: int | None = None
     kv_ports: tuple[int, int] | None = None
     kv_timeout_s: float = 30.0
+
+    balance: RankBalance | None = None
+    """None: experts stay in order, one of each."""
 
     marks: dict[TrafficClass, LaneMark] = msgspec.field(default_factory=default_marks)
     """What sockets of each class carry: numbers of the lane plan, so that no other host has to read it."""
@@ -173,6 +206,7 @@ def _rank_config(
         kv_gid_index=deployment.kv_transfer.gid_index,
         kv_ports=_ports(deployment.kv_transfer.ports),
         kv_timeout_s=deployment.kv_transfer.timeout.seconds,
+        balance=None if deployment.balance is None else RankBalance.of(deployment.balance),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a service is made of: model, gateway, pools, KV transfer, exchange.
+"""What a service is made of: model, gateway, pools, KV transfer, exchange, and how experts are kept in balance.
 
 Read from TOML by `fourlane.spec.load`. Not for hardware or networks (`cluster`, `hardware`).
 """
@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from fourlane.units import Duration, Size
+from fourlane.units import Duration, Rate, Size
 
-__all__ = ["Deployment", "Exchange", "Gateway", "KvCache", "KvTransfer", "KvTransport", "Model", "Pool"]
+__all__ = ["Balance", "Deployment", "Exchange", "Gateway", "KvCache", "KvTransfer", "KvTransport", "Model", "Pool"]
 
 KvTransport = Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"]
 
@@ -107,6 +107,41 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timeout: Duration = Duration.parse("30s")
 
 
+class Balance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the experts of every expert-parallel group are kept in balance; without this table they stay in order.
+
+    `redundant_experts` are replicas a layer beyond one of each expert, rounded up so that all ranks of
+    a group hold equally many. `initial` is a placement file, relative to the deployment file, that
+    groups of as many ranks as it has begin with; None, and for other groups: experts in order.
+    `split`: each batch's tokens are split over an expert's replicas so that the fullest rank has least;
+    without, evenly.
+
+    `rebalance`: a group looks at the last `interval_steps` steps, in windows of `window_steps`, and
+    moves experts while it serves: the layers whose expected max/mean falls by `min_gain` or more, the
+    most promising first, in each at most `moves` experts received by all ranks together. A rank costs
+    `cost_tokens` for each token and `cost_activated` for each expert that has at least one, in parts
+    of a token: tokens are right where computing takes the time, activated experts where reading
+    weights does.
+
+    Weights travel over connections of class `bulk`, at most `bulk_rate` out of each rank (None: as fast
+    as they go). A layer that has not arrived everywhere after `migration_timeout` is given up; its
+    experts stay where they are.
+    """
+
+    redundant_experts: int = 0
+    initial: str | None = None
+    split: bool = True
+    rebalance: bool = True
+    interval_steps: int = 2000
+    window_steps: int = 100
+    min_gain: float = 0.02
+    moves: int = 32
+    cost_tokens: float = 1.0
+    cost_activated: float = 0.0
+    bulk_rate: Rate | None = None
+    migration_timeout: Duration = Duration.parse("30s")
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One service. Either `prefill` and `decode`, or `unified` (both phases in one pool).
 
@@ -123,6 +158,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kv_cache: KvCache = KvCache()
     kv_transfer: KvTransfer = KvTransfer()
     exchange: Exchange = Exchange()
+    balance: Balance | None = None
 
     def pools(self) -> dict[str, Pool]:
         """Return the pools there are, by role, in a fixed order."""

@@ -12,7 +12,7 @@ from fourlane.units import Quantity
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fourlane.spec.deployment import Deployment, Gateway, KvTransfer, Pool
+    from fourlane.spec.deployment import Balance, Deployment, Gateway, KvTransfer, Pool
 
 __all__ = ["cautions", "deployment_faults", "port_range"]
 
@@ -42,6 +42,8 @@ def deployment_faults(deployment: Deployment) -> Iterator[Fault]:
     yield from _at_least("kv_transfer.timeout", deployment.kv_transfer.timeout, 1)
     yield from _at_least("exchange.timeout", deployment.exchange.timeout, 1)
     yield from _ports(deployment)
+    if deployment.balance is not None:
+        yield from (Fault(f"balance.{fault.place}", fault.message) for fault in _balance(deployment.balance))
 
 
 def cautions(deployment: Deployment) -> list[str]:
@@ -52,6 +54,12 @@ def cautions(deployment: Deployment) -> list[str]:
         found.append(
             f"gateway.host: {gateway.host} can be reached from other machines and gateway.api_key is not set, so "
             "anyone there can use the service; set gateway.api_key, or bind to 127.0.0.1"
+        )
+    groups = {pool.expert_parallel or pool.ranks for pool in deployment.pools().values()}
+    if deployment.balance is not None and max(groups, default=1) == 1:
+        found.append(
+            "balance: every rank holds all experts (each expert-parallel group is one rank), so there is nothing to "
+            "balance; remove [balance], or share the experts over more ranks"
         )
     if deployment.prefill and deployment.prefill.launch == "local" and deployment.decode:
         remote = deployment.decode.launch == "external"
@@ -136,6 +144,24 @@ def _kv_transfer(kv_transfer: KvTransfer) -> Iterator[Fault]:
         name = "devices" if kv_transfer.devices else "gid_index"
         message = f'expected none with transport "{kv_transfer.transport}", which knows addresses only; remove the line'
         yield Fault(f"kv_transfer.{name}", message)
+
+
+def _balance(balance: Balance) -> Iterator[Fault]:
+    yield from _at_least("redundant_experts", balance.redundant_experts, 0)
+    for name in ("interval_steps", "window_steps", "moves", "migration_timeout"):
+        yield from _at_least(name, getattr(balance, name), 1)
+    if balance.bulk_rate is not None:
+        yield from _at_least("bulk_rate", balance.bulk_rate, 1)
+    if balance.window_steps > balance.interval_steps >= 1:
+        message = f"expected at most interval_steps = {balance.interval_steps}, got {balance.window_steps}"
+        yield Fault("window_steps", message)
+    for name in ("min_gain", "cost_tokens", "cost_activated"):
+        if getattr(balance, name) < 0:
+            yield Fault(name, f"expected at least 0, got {getattr(balance, name):g}")
+    if balance.cost_tokens == balance.cost_activated == 0:
+        yield Fault("cost_tokens", "expected cost_tokens or cost_activated above 0, got 0 for both")
+    if balance.initial == "":
+        yield Fault("initial", 'expected a placement file, got ""; leave the line out to begin with experts in order')
 
 
 def _ports(deployment: Deployment) -> Iterator[Fault]:

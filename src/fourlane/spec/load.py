@@ -93,15 +93,16 @@ def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] 
     """Read a deployment file; without one, the bundled model on one prefill and one decode rank.
 
     Without a file, pools that no override names are there by default: both of a split service,
-    or none if an override names `unified`. A lane plan that the file names is found beside the file,
-    one that an override names from the working folder.
+    or none if an override names `unified`. A lane plan or placement that the file names is found beside
+    the file, one that an override names from the working folder.
 
     Raises:
         SpecError: with every fault of the file and the overrides.
     """
     data: dict[str, Any] = {} if path is None else _read_toml(Path(path))
-    if path is not None and isinstance(data.get("lanes"), str):
-        data["lanes"] = str(Path(path).parent / data["lanes"])
+    if path is not None:
+        _find_beside(Path(path), data, "lanes")
+        _find_beside(Path(path), data.get("balance"), "initial")
     changed = _apply(data, overrides)
     if path is None and "unified" not in data:
         for role in ("prefill", "decode"):
@@ -111,6 +112,12 @@ def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] 
         faults += _unrelated(deployment_faults(spec), faults)
     _refuse(faults, "deployment" if path is None else Path(path).name, changed)
     return spec
+
+
+def _find_beside(path: Path, table: object, key: str) -> None:
+    """Make a file that a spec names relative to the spec's own folder, if it names one."""
+    if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
+        table[key] = str(path.parent / table[key])
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

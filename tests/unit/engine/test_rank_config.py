@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fourlane.engine.rank_config import control_endpoint, rank_configs
+from fourlane.engine.rank_config import RankBalance, control_endpoint, rank_configs
 from fourlane.errors import SpecError
-from fourlane.spec.deployment import Deployment, Gateway, KvTransfer, Pool
+from fourlane.spec.deployment import Balance, Deployment, Gateway, KvTransfer, Pool
+from fourlane.units import Rate
 
 RUN = Path("/run/fourlane-test")
 
@@ -37,6 +38,15 @@ def test_ports_and_times_are_plain_numbers() -> None:
     (config,) = rank_configs(Deployment(unified=Pool(), kv_transfer=KvTransfer(ports="7000-7031")), RUN)
     assert config.kv_ports == (7000, 7031)
     assert config.kv_timeout_s == 30.0
+
+
+def test_ranks_are_told_how_to_balance_in_plain_numbers() -> None:
+    balance = Balance(redundant_experts=8, moves=4, bulk_rate=Rate.parse("1Gbps"))
+    (config,) = rank_configs(Deployment(unified=Pool(), balance=balance), RUN)
+    assert config.balance == RankBalance(redundant_experts=8, moves=4, bulk_rate=10**9, migration_timeout_s=30.0)
+    assert type(config.balance.bulk_rate) is int
+    (plain,) = rank_configs(Deployment(unified=Pool()), RUN)
+    assert plain.balance is None
 
 
 def test_the_control_lane_is_a_socket_of_the_run_unless_an_address_is_given() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fourlane.errors import SpecError
-from fourlane.spec.deployment import Deployment, Pool
+from fourlane.spec.deployment import Balance, Deployment, Pool
 from fourlane.spec.load import cautions, load, load_deployment, render
 from fourlane.units import Duration, Rate, Size
 
@@ -207,6 +207,31 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
             ),
         ),
         ("[unified]\n[model]\nmax_length = 1", "deployment.toml: model.max_length: expected at least 2, got 1"),
+        (
+            "[unified]\n[balance]\nredundant_experts = -1",
+            "deployment.toml: balance.redundant_experts: expected at least 0, got -1",
+        ),
+        ("[unified]\n[balance]\nmoves = 0", "deployment.toml: balance.moves: expected at least 1, got 0"),
+        (
+            "[unified]\n[balance]\ninterval_steps = 50",
+            "deployment.toml: balance.window_steps: expected at most interval_steps = 50, got 100",
+        ),
+        ("[unified]\n[balance]\nmin_gain = -0.1", "deployment.toml: balance.min_gain: expected at least 0, got -0.1"),
+        (
+            "[unified]\n[balance]\ncost_tokens = 0",
+            "deployment.toml: balance.cost_tokens: expected cost_tokens or cost_activated above 0, got 0 for both",
+        ),
+        (
+            '[unified]\n[balance]\nmigration_timeout = "0s"',
+            "deployment.toml: balance.migration_timeout: expected more than nothing, got 0s",
+        ),
+        (
+            '[unified]\n[balance]\ninitial = ""',
+            (
+                'deployment.toml: balance.initial: expected a placement file, got ""; '
+                "leave the line out to begin with experts in order"
+            ),
+        ),
     ],
 )
 def test_a_broken_rule_is_named(tmp_path: Path, text: str, fault: str) -> None:
@@ -272,6 +297,26 @@ def test_an_open_service_without_a_key_is_pointed_out() -> None:
 def test_external_decode_ranks_behind_a_loopback_address_are_pointed_out() -> None:
     (caution,) = cautions(load_deployment(overrides=["decode.launch=external"]))
     assert caution.startswith("kv_transfer.address: a loopback address")
+
+
+def test_balancing_ranks_that_hold_all_experts_is_pointed_out() -> None:
+    (caution,) = cautions(load_deployment(overrides=["balance.moves=8"]))
+    assert caution.startswith("balance: every rank holds all experts")
+    assert cautions(load_deployment(overrides=["balance.moves=8", "decode.ranks=2"])) == []
+
+
+def test_experts_are_not_balanced_unless_the_table_is_there(tmp_path: Path) -> None:
+    assert load_deployment(write(tmp_path, "[unified]")).balance is None
+    assert load_deployment(write(tmp_path, "[unified]\n[balance]")).balance == Balance()
+
+
+def test_a_placement_file_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    found = load_deployment(write(tmp_path, '[unified]\n[balance]\ninitial = "placement.json"')).balance
+    assert found is not None
+    assert found.initial == str(tmp_path / "placement.json")
+    elsewhere = load_deployment(overrides=["balance.initial=here.json"]).balance
+    assert elsewhere is not None
+    assert elsewhere.initial == "here.json"
 
 
 def test_any_struct_of_the_known_kinds_can_be_loaded(tmp_path: Path) -> None:
