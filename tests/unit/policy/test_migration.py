@@ -1,0 +1,120 @@
+"""How experts get from one placement to another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fourlane.policy.migration import (
+    Copy,
+    Transfer,
+    gains,
+    layer_moves,
+    overall_balance,
+    rank_costs,
+    worthwhile_layers,
+)
+from fourlane.policy.placement import Placement, linear_placement
+
+
+def row(*slots: int) -> np.ndarray:
+    return np.array(slots, dtype=np.int32)
+
+
+def test_a_layer_that_stays_as_it_is_moves_nothing_and_keeps_everything() -> None:
+    moves = layer_moves(row(0, 1, 2, -1), row(0, 1, 2, -1), ranks=2)
+    assert moves.transfers == ()
+    assert moves.kept_G == ((Copy(0, 0), Copy(1, 1)), (Copy(0, 0),))
+
+
+def test_experts_that_change_slots_within_their_rank_are_copied_and_not_sent() -> None:
+    moves = layer_moves(row(0, 1, 2, 3), row(1, 0, 2, 3), ranks=2)
+    assert moves.transfers == ()
+    assert moves.kept_G[0] == (Copy(1, 0), Copy(0, 1))
+
+
+def test_two_ranks_that_exchange_an_expert_each_send_one() -> None:
+    moves = layer_moves(row(0, 1, 2, 3), row(0, 3, 2, 1), ranks=2)
+    assert moves.transfers == (Transfer(3, 1, 1, 0, 1), Transfer(1, 0, 1, 1, 1))
+    assert moves.sent_by(0) == [moves.transfers[1]]
+    assert moves.received_by(0) == [moves.transfers[0]]
+
+
+def test_copies_are_sent_by_replicas_in_turn() -> None:
+    before = row(0, 1, 0, 2, 3, -1, 4, -1)
+    moves = layer_moves(before, row(0, 1, 0, 2, 3, 0, 4, 0), ranks=4)
+    assert [(move.source, move.target) for move in moves.transfers] == [(0, 2), (1, 3)]
+
+
+def placements(draw: st.DrawFn, *, ranks: int, slots: int, experts: int) -> np.ndarray:
+    """Return a row of a layer: each expert somewhere, none twice on a rank, some slots empty."""
+    homes = draw(st.permutations(range(ranks * slots)))[:experts]
+    found = np.full(ranks * slots, -1, dtype=np.int32)
+    found[list(homes)] = np.arange(experts)
+    for slot in np.flatnonzero(found < 0).tolist():
+        first = slot // slots * slots
+        free = sorted(set(range(-1, experts)) - set(found[first : first + slots].tolist()) | {-1})
+        found[slot] = draw(st.sampled_from(free))
+    return found
+
+
+@st.composite
+def two_rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
+    ranks, slots = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    experts = draw(st.integers(1, ranks * slots))
+    before, after = (placements(draw, ranks=ranks, slots=slots, experts=experts) for _ in range(2))
+    return before, after, ranks
+
+
+@given(two_rows())
+def test_moves_fill_every_slot_from_ranks_that_hold_it_and_are_no_more_than_needed(
+    rows: tuple[np.ndarray, np.ndarray, int],
+) -> None:
+    before, after, ranks = rows
+    moves = layer_moves(before, after, ranks=ranks)
+    then = np.full_like(after, -1).reshape(ranks, -1)
+    now = before.reshape(ranks, -1)
+    for transfer in moves.transfers:
+        assert now[transfer.source, transfer.source_slot] == transfer.expert
+        assert transfer.expert not in now[transfer.target]
+        assert then[transfer.target, transfer.slot] == -1
+        then[transfer.target, transfer.slot] = transfer.expert
+    for rank, kept in enumerate(moves.kept_G):
+        for copy in kept:
+            assert then[rank, copy.slot] == -1
+            then[rank, copy.slot] = now[rank, copy.source_slot]
+    assert then.reshape(-1).tolist() == after.tolist()
+    experts = int(before.max()) + 1
+    was, will = (Placement(each[None], experts=experts, ranks=ranks) for each in (before, after))
+    assert len(moves.transfers) == will.moves_from(was)[0]
+
+
+def test_a_rank_costs_what_its_replicas_cost() -> None:
+    placement = Placement(np.array([[0, 1, 0, 2]], dtype=np.int32), experts=3, ranks=2)
+    cost_LEC = np.array([[[8.0, 5.0], [2.0, 1.0], [1.0, 1.0]]])
+    assert rank_costs(placement, cost_LEC).tolist() == [[7.0, 6.0]]
+
+
+def test_gain_is_what_the_fullest_rank_loses_in_parts_of_the_mean() -> None:
+    before_LG, after_LG = np.array([[3.0, 1.0], [2.0, 2.0], [0.0, 0.0]]), np.array([[2.0, 2.0], [3.0, 1.0], [0.0, 0.0]])
+    assert gains(before_LG, after_LG).tolist() == [0.5, -0.5, 0.0]
+
+
+def test_layers_move_in_order_of_their_gain_and_only_if_it_is_enough() -> None:
+    gain_L = np.array([0.02, 0.3, 0.0, 0.3, -0.1, 0.019])
+    assert worthwhile_layers(gain_L, min_gain=0.02) == [1, 3, 0]
+    assert worthwhile_layers(gain_L, min_gain=0.0) == [1, 3, 0, 5]
+
+
+def test_overall_balance_is_the_sum_of_maxima_over_the_sum_of_means() -> None:
+    assert overall_balance(np.array([[3.0, 1.0], [10.0, 10.0]])) == pytest.approx(13 / 12)
+    assert overall_balance(np.zeros((2, 3))) == 1.0
+
+
+def test_rank_costs_of_plain_tokens_are_rank_loads() -> None:
+    placement = linear_placement(layers=2, experts=6, ranks=3, redundant=3)
+    load_LE = np.arange(12.0).reshape(2, 6)
+    cost_LEC = load_LE[:, :, None] / np.arange(1, 4)
+    assert rank_costs(placement, cost_LEC) == pytest.approx(placement.rank_load(load_LE))
