@@ -15,7 +15,14 @@ from fourlane import _native
 
 PACKAGE = Path(fourlane.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-MAY_USE_NATIVE = ("engine/kv_transfer/", "engine/model/cpu_kernels.py", "engine/exchange/", "twin/fabric/", "policy/")
+MAY_USE_NATIVE = (
+    "engine/balance/",
+    "engine/exchange/",
+    "engine/kv_transfer/",
+    "engine/model/cpu_kernels.py",
+    "policy/",
+    "twin/fabric/",
+)
 TORCH_FREE = [
     "fourlane",
     "fourlane.engine.channel",

@@ -36,7 +36,8 @@ JOIN_TIMEOUT_S = 120.0
 class StepGroup:
     """A rank's membership in its group.
 
-    `exchange` is None while the group is not formed (before the first `join`, after `leave`).
+    `exchange` is None while the group is not formed (before the first `join`, after `leave`); `address`
+    is where it met at last.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StepGroup:
         self.generation = -1
         self.step = 0
         self.counters: ExchangeCounters | None = None
+        self.address: GroupAddress | None = None
         self._config = config
         self._placement = placement
         self._device = device
@@ -87,7 +89,7 @@ class StepGroup:
             exchange.close()
             self.leave()
             raise
-        self.exchange, self.counters = exchange, exchange.counters
+        self.exchange, self.counters, self.address = exchange, exchange.counters, address
         self.generation, self.step, self._engaged = generation, 0, True
 
     def leave(self) -> None:

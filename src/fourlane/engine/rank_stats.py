@@ -69,6 +69,7 @@ class StatsReporter:
         counters: ExchangeCounters | None,
         *,
         kv_bytes: int,
+        bulk_bytes: int = 0,
         lanes: LaneBook,
         migrations: BalanceStats | None = None,
     ) -> RankStats:
@@ -77,6 +78,7 @@ class StatsReporter:
         Args:
             counters: of the exchange, None before there is one.
             kv_bytes: payload sent on the kv lane.
+            bulk_bytes: what was sent on the bulk lane.
             lanes: knows what connections were opened.
             migrations: what is known of them, None if experts never move; the sums are put in here.
         """
@@ -100,7 +102,7 @@ class StatsReporter:
             cached_tokens=scheduler.cached_tokens,
             output_tokens=scheduler.output_tokens,
             evictions=scheduler.evictions,
-            lane_bytes={"expert": counters.bytes_sent if counters else 0, "kv": kv_bytes},
+            lane_bytes={"expert": counters.bytes_sent if counters else 0, "kv": kv_bytes, "bulk": bulk_bytes},
             expert_tokens_LE=load,
             balance_max_over_mean=counters.balance if counters else 1.0,
             balance=_with_sums(migrations or BalanceStats(), counters),
@@ -109,11 +111,11 @@ class StatsReporter:
         )
 
     def _changed_load(self, counters: ExchangeCounters | None) -> list[int]:
-        own_LE = counters.prefill_LE + counters.decode_LE if counters else None
-        if own_LE is None or int(own_LE.sum()) == self._load_sent:
+        total = int(counters.load_LE.sum()) if counters else 0
+        if counters is None or total == self._load_sent:
             return []
-        self._load_sent = int(own_LE.sum())
-        return own_LE.reshape(-1).tolist()
+        self._load_sent = total
+        return counters.load_LE.reshape(-1).tolist()
 
     def _resident(self, now: float) -> int:
         measured_at, value = self._memory

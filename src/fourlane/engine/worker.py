@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import torch
 import zmq
 
+from fourlane.engine.balance.balancer import Balancer
+from fourlane.engine.balance.initial import first_placement
 from fourlane.engine.batches import build_batch
 from fourlane.engine.channel import RankChannel, Secret
-from fourlane.engine.exchange.contract import BatchExchange
+from fourlane.engine.exchange.all_to_all import AllToAllExchange
 from fourlane.engine.executor import run_single_stream
 from fourlane.engine.group import StepGroup, gpu_index
 from fourlane.engine.hand_off import KvInbox, KvOutbox
@@ -51,7 +53,6 @@ from fourlane.engine.sequence import Sequence
 from fourlane.engine.wakeup import Inbox
 from fourlane.errors import EngineError, FourlaneError, PeerLost
 from fourlane.lanes.connections import LaneBook
-from fourlane.policy.placement import linear_placement
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -110,10 +111,14 @@ class RankWorker:
         self.device = _device(config)
         model_config = read_config(Path(config.model_path))
         secret = Secret.read(Path(config.secret_file))
-        placement = linear_placement(
-            layers=len(model_config.moe_layers), experts=model_config.experts, ranks=config.group_size
+        placement = first_placement(
+            config.balance,
+            layers=len(model_config.moe_layers),
+            experts=model_config.experts,
+            ranks=config.group_size,
         )
         self.placement = placement
+        moving = config.balance is not None and config.balance.rebalance and config.group_size > 1
         self.model = load_model(
             config.model_path,
             device=self.device,
@@ -122,6 +127,7 @@ class RankWorker:
             rank=config.group_rank,
             kv_memory=config.kv_memory,
             chunk_tokens=config.chunk_tokens,
+            spare_layers=int(moving),
         )
         self.geometry = self.model.kv_geometry(blocks=self._page_count(), block_size=config.block_size)
         self.max_length = min(
@@ -144,6 +150,9 @@ class RankWorker:
         self.channel = RankChannel(secret, config.name, lane=self.lanes.end(TrafficClass.CONTROL))
         self.channel.connect(config.control_endpoint)
         self.group = StepGroup(config, placement, device=self.device, secret=secret, lanes=self.lanes)
+        self.balancer: Balancer | None = None
+        if config.balance is not None and config.group_size > 1:
+            self.balancer = Balancer(config, self.model, placement, lanes=self.lanes, secret=secret)
         self.stats = StatsReporter(self.scheduler)
         self._secret = secret
         self._sender: KvSender | None = None
@@ -167,7 +176,7 @@ class RankWorker:
 
     def close(self) -> None:
         """Leave the group, stop threads, close sockets."""
-        self.group.leave()
+        self._leave()
         for part in (self._sender, self._receiver):
             if part is not None:
                 part.close()
@@ -237,7 +246,7 @@ class RankWorker:
             self._step()
         except PeerLost as error:
             log.warning("%s: %s", self.config.name, error)
-            self.group.leave()
+            self._leave()
             self._poller = self._make_poller()
             self._post(PeerLostReport(generation=self.group.generation, step=self.group.step, detail=str(error)))
         return True
@@ -247,16 +256,18 @@ class RankWorker:
         step = self._schedule()
         on_kv = self._outbox.on_kv(step) if self._outbox is not None else None
         batch = build_batch(step, block_size=self.config.block_size, device=self.device, on_kv=on_kv)
-        self.group.begin_step(more=step.more)
+        staged, refused = self.balancer.announcement() if self.balancer is not None else (0, 0)
+        self.group.begin_step(more=step.more, staged=staged, refused=refused)
         exchange = self.group.exchange
         assert exchange is not None, "a group steps when it is formed"
         waited_s = exchange.counters.wait_s
-        counted = BatchExchange(exchange, batch.decode_row_N)
-        logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, counted, self.placement))
+        logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, exchange, self.placement))
         self.group.end_step()
         eos_ids = self.scheduler.limits.eos_ids
         sampled = sample(logits_NV, [_sampling_row(sequence, eos_ids) for sequence in step.sampling])
         self._commit(step, sampled)
+        if self.balancer is not None:
+            self.placement = self.balancer.end_step(exchange.agreement(), exchange.counters.load_LE)
         exchange_s = exchange.counters.wait_s - waited_s
         self.stats.count_step(time.perf_counter() - began, exchange_s=exchange_s, empty=not step.parts)
 
@@ -299,10 +310,23 @@ class RankWorker:
     def _join(self, store: str, generation: int) -> None:
         try:
             self.group.join(store, generation)
+            self._join_balancing()
         except PeerLost as error:
             log.warning("%s: %s", self.config.name, error)
+            self._leave()
             self._post(PeerLostReport(generation=generation, step=0, detail=str(error)))
         self._poller = self._make_poller()
+
+    def _join_balancing(self) -> None:
+        exchange, address = self.group.exchange, self.group.address
+        if self.balancer is not None and address is not None and isinstance(exchange, AllToAllExchange):
+            self.balancer.join(exchange, address)
+            self.placement = self.balancer.placement
+
+    def _leave(self) -> None:
+        self.group.leave()
+        if self.balancer is not None:
+            self.balancer.leave()
 
     # sleeping and reporting
 
@@ -312,7 +336,16 @@ class RankWorker:
     def _report_if_due(self) -> None:
         if self.stats.due(time.monotonic()):
             kv_bytes = self._sender.bytes_sent() if self._sender is not None else 0
-            self._post(self.stats.report(self.group.counters, kv_bytes=kv_bytes, lanes=self.lanes))
+            balancer = self.balancer
+            self._post(
+                self.stats.report(
+                    self.group.counters,
+                    kv_bytes=kv_bytes,
+                    bulk_bytes=balancer.bytes_sent if balancer is not None else 0,
+                    lanes=self.lanes,
+                    migrations=balancer.stats() if balancer is not None else None,
+                )
+            )
 
     def _hello(self) -> None:
         config = self.config

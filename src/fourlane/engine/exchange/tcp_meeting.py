@@ -24,6 +24,8 @@ from fourlane.engine.exchange.meeting import first_sentence, open_store
 from fourlane.errors import PeerLost, ProtocolError, SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.seal import Secret
     from fourlane.lanes.marking import Mark
@@ -51,16 +53,18 @@ class Meeting:
 
     sockets: list[socket.socket | None]
     marks: list[Mark]
-    store: dist.Store
+    store: dist.Store | None
     """Kept, because one of TCP lives in rank 0 and others may still read from it."""
 
 
-def meet(address: GroupAddress, secret: Secret) -> Meeting:
+def meet(address: GroupAddress, secret: Secret, *, tell_all: Callable[[str], list[str]] | None = None) -> Meeting:
     """Connect to every other rank of a group; blocks until all are there.
 
     Args:
         address: where and with whom.
         secret: by which the ranks know each other.
+        tell_all: gives all ranks a text, and this one everybody's, where the ranks have met already; None:
+            they meet at the store.
 
     Raises:
         PeerLost: not all ranks came within `address.join_s`; names those that did not.
@@ -69,11 +73,15 @@ def meet(address: GroupAddress, secret: Secret) -> Meeting:
     deadline = time.monotonic() + address.join_s
     listener = _listen(address)
     with closing(listener), ExitStack() as opened:
-        try:
-            store = open_store(address)
-            seats = _take_seats(store, address, listener, deadline)
-        except (RuntimeError, dist.DistStoreError) as error:
-            raise PeerLost(address.absent(first_sentence(error))) from error
+        store = None
+        if tell_all is not None:
+            seats = [_read_seat(text, rank) for rank, text in enumerate(tell_all(_seat(listener)))]
+        else:
+            try:
+                store = open_store(address)
+                seats = _take_seats(store, address, listener, deadline)
+            except (RuntimeError, dist.DistStoreError) as error:
+                raise PeerLost(address.absent(first_sentence(error))) from error
         me = Party(address.rank, address.ranks, seats[0].session, secret)
         sockets: list[socket.socket | None] = [None] * address.ranks
         marks: list[Mark] = []
@@ -95,9 +103,7 @@ def meet(address: GroupAddress, secret: Secret) -> Meeting:
 
 def _take_seats(store: dist.Store, address: GroupAddress, listener: socket.socket, deadline: float) -> list[_Seat]:
     """Tell where we listen; return where everybody does."""
-    host, port = listener.getsockname()[:2]
-    mine = _Seat(version=VERSION, address=host, port=port, session=secrets.token_bytes(NONCE_BYTES))
-    store.set(_key(address.rank), msgspec.json.encode(mine).decode())
+    store.set(_key(address.rank), _seat(listener))
     seats: list[_Seat] = []
     absent: list[int] = []
     for rank in range(address.ranks):
@@ -111,13 +117,17 @@ def _take_seats(store: dist.Store, address: GroupAddress, listener: socket.socke
     return seats
 
 
-def _read_seat(data: bytes, rank: int) -> _Seat:
+def _seat(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    mine = _Seat(version=VERSION, address=host, port=port, session=secrets.token_bytes(NONCE_BYTES))
+    return msgspec.json.encode(mine).decode()
+
+
+def _read_seat(data: bytes | str, rank: int) -> _Seat:
     try:
         seat = msgspec.json.decode(data, type=_Seat)
     except msgspec.MsgspecError as error:
-        raise PeerLost(
-            f"rank {rank} left something else in the group's store than where it listens: {error}"
-        ) from error
+        raise PeerLost(f"rank {rank} told something else than where it listens: {error}") from error
     if seat.version != VERSION:
         raise PeerLost(
             f"rank {rank} speaks version {seat.version} of the exchange, expected {VERSION}; "

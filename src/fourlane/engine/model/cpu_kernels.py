@@ -132,6 +132,22 @@ class PackedExperts:
         _pack(up_FD, self._gate_up, self.dtype, slot=slot, first=1, step=2)
         _pack(down_DF, self._down, self.dtype, slot=slot, first=0, step=1)
 
+    def empty_like(self) -> PackedExperts:
+        """Return as many slots of the same kind; none is loaded."""
+        return PackedExperts(self.slots, self.model_dim, self.hidden_dim, dtype=self.dtype)
+
+    def slot_bytes(self, slot: int) -> list[np.ndarray]:
+        """Return a slot's packed weights as they lie, uint8, to be read and written."""
+        return [panels[slot].reshape(-1).view(np.uint8) for panels in (self._gate_up, self._down)]
+
+    def settle_slot(self, slot: int, parts: Sequence[np.ndarray]) -> None:
+        """Take over what was written to what `slot_bytes` gave: nothing to do, it is the slot's own memory."""
+
+    def copy_slot(self, slot: int, source: PackedExperts, source_slot: int) -> None:
+        """Set a slot to another one of the same kind; the GIL is released."""
+        for mine, other in zip(self.slot_bytes(slot), source.slot_bytes(source_slot), strict=True):
+            np.copyto(mine, other)
+
     def __call__(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
         """Return each row through its slot's expert: float32 [rows, model dim].
 

@@ -69,7 +69,7 @@ class MemoryBudget:
             )
 
 
-def memory_budget(
+def memory_budget(  # noqa: PLR0913 - all but what is loaded are keywords, each a choice of its own
     config: ModelConfig,
     placement: Placement,
     rank: int,
@@ -78,6 +78,7 @@ def memory_budget(
     device: torch.device,
     kv_memory: int,
     chunk_tokens: int,
+    spare_layers: int = 0,
 ) -> MemoryBudget:
     """Work out what a rank will hold.
 
@@ -86,6 +87,7 @@ def memory_budget(
         weights: the type weights are held in.
         kv_memory: bytes set aside for KV pages.
         chunk_tokens: most tokens of a step.
+        spare_layers: layers of which all experts are held twice at times, while they move.
     """
     held = sum(int((placement.experts_of(rank, index) >= 0).sum()) for index in range(placement.layers))
     one = sum(math.prod(shape) for _, shape in expert_tensors(config, 0, 0))
@@ -93,10 +95,12 @@ def memory_budget(
     if config.tie_embeddings and device.type == "cpu":
         dense += config.vocab_size * config.hidden_size  # the output head is packed in an order of its own
     available, place = available_memory(device)
+    spare = spare_layers * placement.slots_per_rank
+    note = f"{held} of {placement.layers * config.experts} (rank {rank} of {placement.ranks})"
     return MemoryBudget(
         dense=dense * weights.itemsize,
-        experts=held * one * weights.itemsize,
-        experts_note=f"{held} of {placement.layers * config.experts} (rank {rank} of {placement.ranks})",
+        experts=(held + spare) * one * weights.itemsize,
+        experts_note=f"{note}, and {spare} while experts move" if spare else note,
         kv=kv_memory,
         work=_work_space(config, chunk_tokens),
         available=available,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
@@ -15,11 +15,12 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from torch import Tensor
 
     from fourlane.engine.model.linear import Linear
 
-__all__ = ["DenseMlp", "Experts", "Mlp", "NativeMlp", "NativeRouter", "Router", "TorchExperts"]
+__all__ = ["DenseMlp", "Experts", "Mlp", "MovableExperts", "NativeMlp", "NativeRouter", "Router", "TorchExperts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,26 @@ class Experts(Protocol):
         ...
 
 
+class MovableExperts(Experts, Protocol):
+    """Experts whose weights can go to other ranks as bytes. One that computes is never written to."""
+
+    def empty_like(self) -> Self:
+        """Return as many slots of the same kind, none of them loaded."""
+        ...
+
+    def slot_bytes(self, slot: int) -> list[np.ndarray]:
+        """Return a slot's weights in host memory, uint8; the same number and sizes for every slot."""
+        ...
+
+    def settle_slot(self, slot: int, parts: Sequence[np.ndarray], /) -> None:
+        """Take over as a slot's weights what was written to what `slot_bytes` gave for it."""
+        ...
+
+    def copy_slot(self, slot: int, source: Self, source_slot: int, /) -> None:
+        """Set a slot to another one of the same kind."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TorchExperts:
     """Experts in PyTorch: one grouped matmul on CUDA in bfloat16, else expert by expert.
@@ -72,6 +93,28 @@ class TorchExperts:
 
     gate_up_SFD: Tensor
     down_SDF: Tensor
+
+    def empty_like(self) -> TorchExperts:
+        """Return as many slots of the same kind; what is in them is undefined until it is set."""
+        return TorchExperts(torch.empty_like(self.gate_up_SFD), torch.empty_like(self.down_SDF))
+
+    def slot_bytes(self, slot: int) -> list[np.ndarray]:
+        """Return a slot's weights as bytes: on a host the memory itself, on a GPU a copy of it."""
+        return [part.view(-1).view(torch.uint8).cpu().numpy() for part in self._parts(slot)]
+
+    def settle_slot(self, slot: int, parts: Sequence[np.ndarray]) -> None:
+        """Bring what was written to what `slot_bytes` gave to where it computes."""
+        if self.gate_up_SFD.is_cuda:
+            for part, written in zip(self._parts(slot), parts, strict=True):
+                part.view(-1).view(torch.uint8).copy_(torch.from_numpy(written))
+
+    def copy_slot(self, slot: int, source: TorchExperts, source_slot: int) -> None:
+        """Set a slot to another one of the same kind."""
+        for part, other in zip(self._parts(slot), source._parts(source_slot), strict=True):
+            part.copy_(other)
+
+    def _parts(self, slot: int) -> tuple[Tensor, Tensor]:
+        return self.gate_up_SFD[slot], self.down_SDF[slot]
 
     def __call__(self, x_RD: Tensor, offset_S1: Sequence[int]) -> Tensor:
         """Return outputs in the order of the rows."""

@@ -23,7 +23,7 @@ from fourlane.engine.model.memory import memory_budget
 from fourlane.engine.model.weights import WeightReader, held_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fourlane.engine.exchange.contract import Exchange, Pending
     from fourlane.engine.model.config import ModelConfig
     from fourlane.engine.model.linear import RmsNorm
-    from fourlane.engine.model.moe import Experts, Mlp, Router
+    from fourlane.engine.model.moe import Mlp, MovableExperts, Router
     from fourlane.engine.model.weights import Kernels
     from fourlane.policy.placement import Placement
 
@@ -41,13 +41,16 @@ __all__ = ["CausalLM", "MoeBlock", "load_model"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MoeBlock:
-    """A layer's router and the experts this rank holds; `index` counts the layers that have experts."""
+    """A layer's router and the experts this rank holds; `index` counts the layers that have experts.
+
+    `experts` may be replaced between two steps, together with the layer's row of the placement.
+    """
 
     index: int
     router: Router
-    experts: Experts
+    experts: MovableExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,29 @@ class CausalLM:
         self._embedding_VD = reader.matrix("model.embed_tokens.weight")
         self._rope = Rope.of(config.rope_theta, config.head_dim, reader.device)
         self._layers = [_layer(reader, layer, placement, rank) for layer in range(config.layers)]
+        self.moe_blocks = [layer.mlp for layer in self._layers if isinstance(layer.mlp, MoeBlock)]
         self._norm = reader.norm("model.norm.weight")
         self._head = reader.output_head(self._embedding_VD)
         self._attention = attention
         self.weights_bytes = reader.bytes_held
+        self._reopen = reader.recipe()
+
+    def read_experts(
+        self, placement: Placement, rank: int, layers: Sequence[int]
+    ) -> Iterator[tuple[int, MovableExperts]]:
+        """Read a rank's experts of some layers from the checkpoint anew, as a placement has them.
+
+        Args:
+            placement: where experts live.
+            rank: in the group.
+            layers: counted among the layers with experts.
+
+        Yields:
+            Each layer and its experts.
+        """
+        reader = self._reopen()
+        for layer in layers:
+            yield layer, reader.experts(self.config.moe_layers[layer], placement.experts_of(rank, layer).tolist())
 
     def kv_geometry(self, blocks: int, block_size: int) -> KvGeometry:
         """Return the shape of a paged KV cache for this model."""
@@ -131,6 +153,7 @@ def load_model(  # noqa: PLR0913 - all but the path are keywords, each a choice 
     rank: int,
     kv_memory: int = 0,
     chunk_tokens: int = 512,
+    spare_layers: int = 0,
     kernels: Kernels | None = None,
 ) -> CausalLM:
     """Load what one rank of an expert-parallel group computes with.
@@ -142,6 +165,7 @@ def load_model(  # noqa: PLR0913 - all but the path are keywords, each a choice 
         rank: in the group, 0 to `placement.ranks` - 1.
         kv_memory: bytes that KV pages will take, for the memory budget.
         chunk_tokens: most tokens of a step, for the memory budget.
+        spare_layers: layers whose experts are held twice while they move, for the memory budget.
         kernels: None: native on CPU, PyTorch on CUDA.
 
     Raises:
@@ -158,7 +182,14 @@ def load_model(  # noqa: PLR0913 - all but the path are keywords, each a choice 
     checkpoint = Checkpoint(folder, config)
     held = held_dtype(weights, checkpoint.stored_dtype)
     budget = memory_budget(
-        config, placement, rank, weights=held, device=device, kv_memory=kv_memory, chunk_tokens=chunk_tokens
+        config,
+        placement,
+        rank,
+        weights=held,
+        device=device,
+        kv_memory=kv_memory,
+        chunk_tokens=chunk_tokens,
+        spare_layers=spare_layers,
     )
     for line in budget.lines():
         _log.info("memory: %s", line)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from fourlane.engine.model.attention import NativeHeads, TorchHeads
+from fourlane.engine.model.checkpoint import Checkpoint
 from fourlane.engine.model.linear import NativeLinear, NativeRmsNorm, RmsNorm, TorchLinear
 from fourlane.engine.model.moe import DenseMlp, NativeMlp, NativeRouter, Router, TorchExperts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from fourlane.engine.model.checkpoint import Checkpoint
     from fourlane.engine.model.config import ModelConfig
     from fourlane.engine.model.linear import Linear
-    from fourlane.engine.model.moe import Experts, Mlp
+    from fourlane.engine.model.moe import Mlp, MovableExperts
 
 __all__ = ["Kernels", "WeightReader", "held_dtype"]
 
@@ -52,6 +52,12 @@ class WeightReader:
     activations: torch.dtype
     kernels: Kernels
     bytes_held: int = 0
+
+    def recipe(self) -> Callable[[], WeightReader]:
+        """Return what opens the same checkpoint anew, to read it into the same types; keeps no file open."""
+        folder, config = self.checkpoint.folder, self.config
+        device, weights, activations, kernels = self.device, self.weights, self.activations, self.kernels
+        return lambda: WeightReader(Checkpoint(folder, config), config, device, weights, activations, kernels)
 
     def vector(self, *names: str) -> Tensor:
         """Return small tensors, one after the other, in the activations' type."""
@@ -102,7 +108,7 @@ class WeightReader:
             return NativeMlp(self._native_experts([prefix], self.config.dense_dim))
         return DenseMlp(self.linear(f"{prefix}gate_proj", f"{prefix}up_proj"), self.linear(f"{prefix}down_proj"))
 
-    def experts(self, layer: int, experts: Sequence[int]) -> Experts:
+    def experts(self, layer: int, experts: Sequence[int]) -> MovableExperts:
         """Return the experts of this rank's slots in a layer, -1 being an empty slot; no other expert is touched."""
         prefixes = [f"model.layers.{layer}.mlp.experts.{expert}." if expert >= 0 else None for expert in experts]
         if self.kernels == "native":
@@ -121,7 +127,7 @@ class WeightReader:
                 down_SDF[slot] = self.checkpoint.tensor(f"{prefix}down_proj.weight")
         return TorchExperts(self._keep(gate_up_SFD), self._keep(down_SDF))
 
-    def _native_experts(self, prefixes: Sequence[str | None], inner: int) -> Experts:
+    def _native_experts(self, prefixes: Sequence[str | None], inner: int) -> MovableExperts:
         from fourlane.engine.model.cpu_kernels import PackedExperts
 
         packed = PackedExperts(len(prefixes), self.config.hidden_size, inner, dtype=self.weights)

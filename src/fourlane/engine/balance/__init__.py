@@ -1,0 +1,1 @@
+"""Keep a group's experts in balance while it serves: count, decide, move weights, commit."""
