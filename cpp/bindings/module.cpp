@@ -279,6 +279,19 @@ void sort_by_slot(const ConstNumberRows& experts, const Numbers& slot_of, std::i
                            {counts.data(), counts.size()});
 }
 
+nb::ndarray<nb::numpy, std::int64_t, nb::ndim<1>> join_ranges(const Numbers& firsts, const Numbers& counts) {
+    require(firsts.size() == counts.size(), "counts: expected one for each first");
+    std::int64_t total = 0;
+    for (const std::int64_t count : span_of(counts)) {
+        require(count >= 0, "counts: expected none below 0");
+        require(!__builtin_add_overflow(total, count, &total), "counts: they add up to too much");
+    }
+    auto* out = new std::int64_t[static_cast<std::size_t>(total)];
+    const nb::capsule owner(out, [](void* data) noexcept { delete[] static_cast<std::int64_t*>(data); });
+    fourlane::join_ranges(span_of(firsts), span_of(counts), out);
+    return {out, {static_cast<std::size_t>(total)}, owner};
+}
+
 void weighted_sum(const ConstRows& y, const Numbers& order, const ConstRows& weights, const Rows& out,
                   const std::string& isa) {
     require(extent(weights, 1) >= 1 && extent(y, 0) == extent(weights, 0) * extent(weights, 1),
@@ -372,6 +385,8 @@ NB_MODULE(_native, module) {
     module.def("sort_by_slot", &sort_by_slot, "experts"_a.noconvert(), "slot_of"_a.noconvert(), "slots"_a,
                "order"_a.noconvert(), "rows"_a.noconvert(), "counts"_a.noconvert(),
                "Order (token, k) pairs by slot and count each expert's; the GIL is released.");
+    module.def("join_ranges", &join_ranges, "firsts"_a.noconvert(), "counts"_a.noconvert(),
+               "Return first, first + 1, ... (count of them) of every pair, one after the other.");
     module.def("weighted_sum", &weighted_sum, "y"_a.noconvert(), "order"_a.noconvert(), "weights"_a.noconvert(),
                "out"_a.noconvert(), "isa"_a = "", "Undo sort_by_slot and sum each token's rows; the GIL is released.");
     nb::class_<fourlane::SocketMesh>(module, "SocketMesh",

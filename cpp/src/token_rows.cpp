@@ -1,6 +1,7 @@
 #include "fourlane/token_rows.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "row_kernels.hpp"
@@ -88,6 +89,14 @@ void sort_by_slot(std::span<const std::int64_t> experts, std::int64_t top_k, std
         const std::int64_t place = next[slot_at(pair)]++;
         order[place] = static_cast<std::int64_t>(pair);
         rows[place] = static_cast<std::int64_t>(pair) / top_k;
+    }
+}
+
+void join_ranges(std::span<const std::int64_t> firsts, std::span<const std::int64_t> counts, std::int64_t* out) {
+    for (std::size_t range = 0; range < firsts.size(); ++range) {
+        std::int64_t* const end = out + counts[range];
+        std::iota(out, end, firsts[range]);
+        out = end;
     }
 }
 

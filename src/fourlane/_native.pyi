@@ -61,6 +61,7 @@ def sort_by_slot(
     rows: NDArray[np.int64],
     counts: NDArray[np.int64],
 ) -> None: ...
+def join_ranges(firsts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]: ...
 def weighted_sum(
     y: NDArray[np.float32],
     order: NDArray[np.int64],

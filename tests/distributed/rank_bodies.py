@@ -19,10 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from split_cases import random_placement
 
-from fourlane.engine.exchange.contract import Agreement
+from fourlane.engine.exchange.contract import Agreement, Received
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.tcp import TcpExchange
@@ -30,6 +32,7 @@ from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.engine.seal import Secret
 from fourlane.errors import PeerLost
 from fourlane.policy.placement import Placement, linear_placement
+from fourlane.policy.token_split import split_equally, split_tokens
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -40,16 +43,20 @@ IMPLEMENTATION: list[str] = []
 """What the ranks exchange over, in a list of one; set before they are forked."""
 
 
-def _join(rank: int, ranks: int, folder: Path, *, store: str = "store", step_s: float = 10.0) -> AllToAllExchange:
+def _join(
+    rank: int, ranks: int, folder: Path, *, store: str = "store", step_s: float = 10.0, split: bool = True
+) -> AllToAllExchange:
     address = GroupAddress(str(folder / store), rank, ranks, "127.0.0.1", join_s=20, step_s=step_s)
     placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
-    return _exchange(address, placement)
+    return _exchange(address, placement, split=split)
 
 
-def _exchange(address: GroupAddress, placement: Placement, *, secret: bytes = b"s" * 32) -> AllToAllExchange:
+def _exchange(
+    address: GroupAddress, placement: Placement, *, secret: bytes = b"s" * 32, split: bool = True
+) -> AllToAllExchange:
     if IMPLEMENTATION == ["tcp"]:
-        return TcpExchange(address, placement, device=torch.device("cpu"), secret=Secret(secret))
-    return TorchAllToAll(address, placement, device=torch.device("cpu"))
+        return TcpExchange(address, placement, device=torch.device("cpu"), secret=Secret(secret), split=split)
+    return TorchAllToAll(address, placement, device=torch.device("cpu"), split=split)
 
 
 def _scale_by_expert(x_RD: torch.Tensor, offset_S1: list[int], experts: list[int]) -> torch.Tensor:
@@ -98,6 +105,106 @@ def equal_to_one_process(rank: int, ranks: int, folder: Path) -> None:
     everyone = exchange.tell_all(f"rank {rank} computed {totals}")
     assert len(everyone) == ranks
     assert everyone[rank] == f"rank {rank} computed {totals}"
+
+
+def any_placement(rank: int, ranks: int, folder: Path) -> None:
+    """Replicas, empty slots, and another placement in each step leave no trace in the results."""
+    _step_through_placements(_join(rank, ranks, folder), split=True)
+
+
+def any_placement_split_equally(rank: int, ranks: int, folder: Path) -> None:
+    """So it is where tokens are spread evenly over replicas."""
+    _step_through_placements(_join(rank, ranks, folder, split=False), split=False)
+
+
+def _step_through_placements(exchange: AllToAllExchange, *, split: bool) -> None:
+    rank, ranks = exchange.rank, exchange.ranks
+    rng = np.random.default_rng(ranks)  # the same on all ranks
+    fullest, if_equal = np.zeros(LAYERS, dtype=np.int64), np.zeros(LAYERS, dtype=np.int64)
+    for step, placement in enumerate(_placements(rng, ranks)):
+        exchange.begin_step(step, more=True)
+        counts = [40, 0, 7, 1, 25]
+        everyones = [_tokens(counts[(r + step) % 5], seed=100 * r + step) for r in range(ranks)]
+        for layer in range(LAYERS):
+            tokens_G = _check_layer(exchange, placement, everyones, layer, split=split)
+            fullest[layer] += tokens_G.max()
+            count_GE = np.stack([torch.bincount(t[1].reshape(-1), minlength=EXPERTS) for t in everyones])
+            if_equal[layer] += split_equally(count_GE, placement, layer).tokens_G.max()
+    assert (exchange.counters.max_split_L == fullest).all()
+    assert (exchange.counters.max_equal_L == if_equal).all()
+    assert len(exchange.tell_all("through")) == ranks, rank
+
+
+def _placements(rng: np.random.Generator, ranks: int) -> list[Placement]:
+    """Return placements with and without replicas and empty slots, of several widths; some differ in a layer only."""
+    least = -(-EXPERTS // ranks)
+    placements = [linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)]
+    for held in range(least, min(EXPERTS, least + 3) + 1):
+        for empty in range(min(3, ranks * held - EXPERTS) + 1):
+            layers = [
+                random_placement(rng, ranks=ranks, experts=EXPERTS, held=held, empty=empty) for _ in range(LAYERS + 1)
+            ]
+            *rows, other = (layer.slot_of_LP[0] for layer in layers)
+            placement = Placement(np.stack(rows), experts=EXPERTS, ranks=ranks)
+            placements += [placement, placement.with_layer(int(rng.integers(LAYERS)), other), placement]
+    return placements
+
+
+def _check_layer(
+    exchange: AllToAllExchange,
+    placement: Placement,
+    everyones: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    layer: int,
+    *,
+    split: bool,
+) -> np.ndarray:
+    tokens = everyones[exchange.rank]
+    received = exchange.dispatch(*tokens, placement, layer=layer).wait()
+    experts = placement.experts_of(exchange.rank, layer).tolist()
+    y_RD = _scale_by_expert(received.x_RD, received.offset_S1, experts)
+    assert torch.equal(exchange.combine(y_RD, received).wait(), _alone(tokens, layer)), (exchange.rank, layer)
+    chosen = (split_tokens if split else split_equally)(received.count_GE, placement, layer)
+    _assert_slots_hold_what_the_split_says(exchange.rank, received, placement, chosen.quota_GP, everyones, layer)
+    assert received.x_RD.shape[0] == chosen.tokens_G[exchange.rank]
+    return chosen.tokens_G
+
+
+def _assert_slots_hold_what_the_split_says(
+    rank: int,
+    received: Received,
+    placement: Placement,
+    quota_GP: np.ndarray,
+    everyones: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    layer: int,
+) -> None:
+    """Each slot has of each rank's tokens those behind what lower slots of the same expert took."""
+    row_P = placement.slot_of_LP[layer]
+    first = rank * placement.slots_per_rank
+    for local, slot in enumerate(range(first, first + placement.slots_per_rank)):
+        held = received.x_RD[received.offset_S1[local] : received.offset_S1[local + 1]]
+        expected = [torch.empty(0, DIM)]
+        for source, (x_TD, topk_TK, _) in enumerate(everyones):
+            rows = (topk_TK == row_P[slot]).any(dim=1).nonzero()[:, 0]
+            begin = quota_GP[source, :slot][row_P[:slot] == row_P[slot]].sum()
+            expected.append(x_TD[rows[begin : begin + quota_GP[source, slot]]])
+        assert torch.equal(held, torch.cat(expected)), (layer, slot)
+
+
+def one_expert_everywhere(rank: int, ranks: int, folder: Path) -> None:
+    """All tokens go to one expert that every rank holds: every rank computes as many."""
+    row = np.concatenate(
+        [np.r_[0, 1 + np.arange(EXPERTS - 1)[r::ranks], [-1] * EXPERTS][:EXPERTS] for r in range(ranks)]
+    )
+    placement = Placement(np.tile(row, (LAYERS, 1)), experts=EXPERTS, ranks=ranks)
+    exchange = _join(rank, ranks, folder)
+    exchange.begin_step(0, more=False)
+    x_TD = torch.randn(60 * int(rank == 0), DIM, generator=torch.Generator().manual_seed(rank))
+    tokens = (x_TD, torch.zeros(x_TD.shape[0], 1, dtype=torch.int64), torch.ones(x_TD.shape[0], 1))
+    received = exchange.dispatch(*tokens, placement, layer=0).wait()
+    assert received.x_RD.shape[0] == 60 // ranks
+    y_RD = _scale_by_expert(received.x_RD, received.offset_S1, placement.experts_of(rank, 0).tolist())
+    assert torch.equal(exchange.combine(y_RD, received).wait(), _alone(tokens, 0))
+    assert exchange.counters.balance == 1.0
 
 
 def sockets_are_marked(rank: int, ranks: int, folder: Path) -> None:

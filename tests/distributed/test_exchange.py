@@ -31,7 +31,7 @@ def ranks_process() -> Iterator[subprocess.Popen[str]]:
     """The process that forks ranks."""
     process = subprocess.Popen(
         [sys.executable, str(BODIES)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BODIES.parents[1] / "support")},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -71,6 +71,20 @@ def _answer(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_any_number_of_ranks_gives_bit_for_bit_what_one_process_gives(ranks: int, launch: Launch) -> None:
     launch("equal_to_one_process", ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_any_placement_that_changes_from_step_to_step_gives_the_same_bits(ranks: int, launch: Launch) -> None:
+    launch("any_placement", ranks)
+
+
+def test_equal_shares_for_replicas_give_the_same_bits(launch: Launch) -> None:
+    launch("any_placement_split_equally", 3)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_an_expert_that_every_rank_holds_is_computed_by_all_in_equal_parts(ranks: int, launch: Launch) -> None:
+    launch("one_expert_everywhere", ranks)
 
 
 def test_connections_between_ranks_carry_the_mark_of_the_expert_lane(launch: Launch) -> None:

@@ -86,7 +86,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize(
     "pools",
-    [{"unified": 2, "exchange": "tcp"}, {"prefill": 2, "decode": 2, "exchange": "torch_all_to_all"}],
+    [{"unified": 3, "exchange": "tcp"}, {"prefill": 2, "decode": 2, "exchange": "torch_all_to_all"}],
     ids=["unified", "prefill-decode"],
 )
 def test_tokens_are_the_same_while_experts_move_every_few_steps(

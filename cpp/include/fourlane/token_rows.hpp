@@ -46,6 +46,9 @@ void choose_experts(RowsView logits, std::int64_t top_k, bool renormalise, std::
 void sort_by_slot(std::span<const std::int64_t> experts, std::int64_t top_k, std::span<const std::int64_t> slot_of,
                   std::int64_t slots, std::int64_t* order, std::int64_t* rows, std::span<std::int64_t> counts);
 
+// Write firsts[0], firsts[0] + 1, ... (counts[0] of them), then the same of firsts[1], and so on.
+void join_ranges(std::span<const std::int64_t> firsts, std::span<const std::int64_t> counts, std::int64_t* out);
+
 // Undo `sort_by_slot` and sum each token's rows of y, weighted [tokens, top_k], in the order of k.
 void weighted_sum(RowsView y, std::span<const std::int64_t> order, RowsView weights, MutableRowsView out,
                   InstructionSet set);

@@ -24,6 +24,8 @@ class StepBatch:
         context_S: S ints, tokens of the sequence in the cache once this step's are in.
         block_table_SB: int32 [sequences, most blocks], rows padded with 0.
         logit_row_N: int64 [N], the rows whose logits are wanted.
+        decode_row_N: int64, the rows of tokens that are decoded, each the newest of its sequence; all
+            others are prefilled. Only counted: they are computed alike.
         on_kv: called as on_kv(layer, k_THd, v_THd) as soon as a layer's K (after RoPE) and V are in
             the cache, before its attention is computed; both are contiguous, never changed later.
     """
@@ -35,4 +37,5 @@ class StepBatch:
     context_S: list[int]
     block_table_SB: Tensor
     logit_row_N: Tensor
+    decode_row_N: Tensor | None = None
     on_kv: Callable[[int, Tensor, Tensor], None] | None = None

@@ -30,7 +30,7 @@ def build_batch(
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     slots: list[np.ndarray] = []
-    starts, contexts, rows = [0], list[int](), list[int]()
+    starts, contexts, rows, decoded = [0], list[int](), list[int](), list[int]()
     pages = [np.asarray(part.sequence.blocks, dtype=np.int64) for part in step.parts]
     for part, blocks in zip(step.parts, pages, strict=True):
         sequence = part.sequence
@@ -43,6 +43,8 @@ def build_batch(
         contexts.append(end)
         if part.samples:
             rows.append(starts[-1] - 1)
+        if part.decodes:
+            decoded.append(starts[-1] - 1)
     table_SB = np.zeros((len(pages), max((len(blocks) for blocks in pages), default=0)), dtype=np.int32)
     for row, blocks in zip(table_SB, pages, strict=True):
         row[: len(blocks)] = blocks
@@ -54,6 +56,7 @@ def build_batch(
         context_S=contexts,
         block_table_SB=torch.from_numpy(table_SB).to(device),
         logit_row_N=torch.tensor(rows, dtype=torch.int64, device=device),
+        decode_row_N=torch.tensor(decoded, dtype=torch.int64, device=device),
         on_kv=on_kv,
     )
 

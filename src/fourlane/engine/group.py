@@ -123,9 +123,12 @@ class StepGroup:
 
     def _open_exchange(self, address: GroupAddress) -> AllToAllExchange:
         placement, device, counters = self._placement, self._device, self.counters
+        balance = self._config.balance
+        split = balance is None or balance.split
         if self._config.exchange == "tcp":
-            return TcpExchange(address, placement, device=device, secret=self._secret, counters=counters)
-        return TorchAllToAll(address, placement, device=device, counters=counters)
+            secret = self._secret
+            return TcpExchange(address, placement, device=device, secret=secret, counters=counters, split=split)
+        return TorchAllToAll(address, placement, device=device, counters=counters, split=split)
 
     def _hang_doorbell(self, exchange: AllToAllExchange, store: str, generation: int) -> None:
         config = self._config

@@ -264,7 +264,7 @@ class RankStats(_Message, frozen=True, kw_only=True):
     Units:
         *_s: seconds since the rank began; step_exchange_times: steps by the time they waited for
         the exchange, in the buckets of `durations`; lane_bytes: bytes sent by traffic class;
-        expert_tokens_LE: tokens computed here, per layer and logical expert, as totals
+        expert_tokens_LE: this rank's own tokens, per layer and logical expert, as totals
         (flattened row-major [layers, experts]; empty when unchanged).
     """
 

@@ -111,11 +111,11 @@ class StatsReporter:
         )
 
     def _changed_load(self, counters: ExchangeCounters | None) -> list[int]:
-        total = int(counters.load_LE.sum()) if counters else 0
-        if counters is None or total == self._load_sent:
+        own_LE = counters.prefill_LE + counters.decode_LE if counters else None
+        if own_LE is None or int(own_LE.sum()) == self._load_sent:
             return []
-        self._load_sent = total
-        return counters.load_LE.reshape(-1).tolist()
+        self._load_sent = int(own_LE.sum())
+        return own_LE.reshape(-1).tolist()
 
     def _resident(self, now: float) -> int:
         measured_at, value = self._memory

@@ -49,6 +49,11 @@ class Scheduled:
         """Tell whether this part ends with the sequence's last known token."""
         return self.tokens == self.sequence.pending
 
+    @property
+    def decodes(self) -> bool:
+        """Tell whether this part is one token after the client's prompt, not a piece of a prompt."""
+        return self.tokens == 1 and self.sequence.computed >= self.sequence.prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -200,7 +205,7 @@ class Scheduler:
         results: list[tuple[Sequence, int, FinishReason | None]] = []
         for part in step.parts:
             sequence, samples = part.sequence, part.samples
-            if part.tokens > 1 or sequence.computed < sequence.prompt_tokens:
+            if not part.decodes:
                 self.prompt_tokens += part.tokens
             sequence.computed += part.tokens
             self._name_pages(sequence)

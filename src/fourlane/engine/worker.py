@@ -24,6 +24,7 @@ from fourlane.engine.balance.initial import first_placement
 from fourlane.engine.batches import build_batch
 from fourlane.engine.channel import RankChannel, Secret
 from fourlane.engine.exchange.all_to_all import AllToAllExchange
+from fourlane.engine.exchange.contract import BatchExchange
 from fourlane.engine.executor import run_single_stream
 from fourlane.engine.group import StepGroup, gpu_index
 from fourlane.engine.hand_off import KvInbox, KvOutbox
@@ -261,7 +262,8 @@ class RankWorker:
         exchange = self.group.exchange
         assert exchange is not None, "a group steps when it is formed"
         waited_s = exchange.counters.wait_s
-        logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, exchange, self.placement))
+        counted = BatchExchange(exchange, batch.decode_row_N)
+        logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, counted, self.placement))
         self.group.end_step()
         eos_ids = self.scheduler.limits.eos_ids
         sampled = sample(logits_NV, [_sampling_row(sequence, eos_ids) for sequence in step.sampling])

@@ -15,7 +15,8 @@ import torch
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
-from fourlane.engine.exchange.rows import SlotTables, weighted_sum
+from fourlane.engine.exchange.rows import Arrival, decoded_counts, weighted_sum
+from fourlane.engine.exchange.slots import SlotTables
 from fourlane.errors import PeerLost
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.exchange.rows import Sorted
+    from fourlane.engine.exchange.slots import Routes
     from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
 
@@ -103,12 +106,16 @@ class _Handle:
 class AllToAllExchange:
     """Dispatch and combine on uneven splits; no per-expert loops.
 
+    Where an expert has replicas, the counts of the batch decide how many of each rank's tokens go to
+    which: the first to the lowest slot, and so on. All ranks come to the same split by themselves.
+
     Args:
         carrier: brings bytes to the ranks of the group, which has formed.
         address: who this rank is among how many.
         placement: where experts live at first.
         device: of the activations.
         counters: totals of an earlier generation to go on with.
+        split: level the ranks over the replicas batch by batch; False: spread each expert's tokens evenly.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class AllToAllExchange:
         *,
         device: torch.device,
         counters: ExchangeCounters | None = None,
+        split: bool = True,
     ) -> None:
         self.rank = address.rank
         self.ranks = address.ranks
@@ -126,6 +134,7 @@ class AllToAllExchange:
         self.counters = counters or ExchangeCounters(layers=placement.layers, experts=placement.experts)
         self._address = address
         self._tables = SlotTables(placement, rank=address.rank)
+        self._split = split
         self._device = device
         self._carrier: Carrier | None = carrier
         self._wire = carrier.device
@@ -176,11 +185,19 @@ class AllToAllExchange:
             carrier.close()
 
     def dispatch(
-        self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
+        self,
+        x_TD: Tensor,
+        topk_TK: Tensor,
+        weights_TK: Tensor,
+        placement: Placement,
+        *,
+        layer: int,
+        decode_rows: Tensor | None = None,
     ) -> Pending[Received]:
         """Start the counts round; the rows follow when it is waited for. See the contract."""
         self._tables = tables = self._tables.of(placement)
-        pairs = tables.sort(layer, topk_TK)
+        pairs = tables.layer(layer).sort(topk_TK)
+        decode_E = decoded_counts(topk_TK, decode_rows, pairs.count_E)
         count_row = torch.empty(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
         count_row[:-_EXTRA] = pairs.count_E
         count_row[-_EXTRA:] = self._announced
@@ -191,8 +208,13 @@ class AllToAllExchange:
             self._wait(counts, f"{where}, counts")
             table = gathered.cpu().numpy()
             self._agree(table[:, -_EXTRA:])
-            count_GE = table[:, :-_EXTRA]
-            return self._receive(x_TD.index_select(0, pairs.rows_R), pairs.order_R, weights_TK, count_GE, tables, layer)
+            count_GE = np.ascontiguousarray(table[:, :-_EXTRA])
+            routes = tables.routes(layer, count_GE, split=self._split)
+            self._count(layer, routes, count_GE[self.rank], decode_E)
+            sent = tables.layer(layer).by_slot(pairs, routes.quota_P)
+            return self._receive(
+                x_TD.index_select(0, sent.rows_R), sent, weights_TK, routes, count_GE, f"{where}, dispatch"
+            )
 
         return _Pending(finish)  # type: ignore[return-value]
 
@@ -210,33 +232,24 @@ class AllToAllExchange:
 
         return _Pending(finish)  # type: ignore[return-value]
 
+    def _count(self, layer: int, routes: Routes, own_E: np.ndarray, decode_E: Tensor | None) -> None:
+        fullest, if_equal = int(routes.tokens_G.max()), routes.fullest_if_equal
+        self.counters.observe(layer, routes.count_E, fullest=fullest, fullest_if_equal=if_equal, ranks=self.ranks)
+        self.counters.observe_own(layer, own_E, None if decode_E is None else decode_E.cpu().numpy())
+
     def _receive(
-        self,
-        rows_RD: Tensor,
-        order_R: Tensor,
-        weights_TK: Tensor,
-        count_GE: np.ndarray,
-        tables: SlotTables,
-        layer: int,
+        self, rows_RD: Tensor, sent: Sorted, weights_TK: Tensor, routes: Routes, count_GE: np.ndarray, where: str
     ) -> Received:
-        tokens_GG = tables.rows_per_rank(layer, count_GE)
-        sent_G = tokens_GG[self.rank].tolist()
-        count_GS = tables.rows_per_slot(layer, count_GE, by_source=True)
-        received_G = count_GS.sum(axis=1).tolist()
-        local = tables.experts_in_slots(layer)
-        self.counters.observe(layer, local[local >= 0], count_GE, tokens_GG.sum(axis=0))
-        where = f"{self._place}, layer {layer}, dispatch"
+        sent_G = routes.quota_P.reshape(self.ranks, -1).sum(axis=1).tolist()
+        received_G = routes.count_GS.sum(axis=1).tolist()
         arrived_RD, work = self._exchange(rows_RD, sent_G, received_G, where)
-        slots = np.tile(np.arange(count_GS.shape[1]), self.ranks)
-        order_R_by_slot = np.argsort(np.repeat(slots, count_GS.reshape(-1)), kind="stable")
-        place_R = np.empty_like(order_R_by_slot)
-        place_R[order_R_by_slot] = np.arange(place_R.shape[0])
+        arrival = Arrival.of(routes.count_GS, self._device)
         self._wait(work, where)
         return Received(
-            x_RD=arrived_RD.to(self._device).index_select(0, torch.from_numpy(order_R_by_slot).to(self._device)),
-            offset_S1=[0, *np.cumsum(count_GS.sum(axis=0)).tolist()],
+            x_RD=arrived_RD.to(self._device).index_select(0, arrival.by_slot_R),
+            offset_S1=arrival.offset_S1,
             count_GE=count_GE,
-            handle=_Handle(order_R, weights_TK, torch.from_numpy(place_R).to(self._device), sent_G, received_G),
+            handle=_Handle(sent.order_R, weights_TK, arrival.place_R, sent_G, received_G),
         )
 
     def _exchange(self, rows_RD: Tensor, sent_G: list[int], received_G: list[int], where: str) -> tuple[Tensor, Work]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["Agreement", "Exchange", "Pending", "Received"]
+__all__ = ["Agreement", "BatchExchange", "Exchange", "GroupExchange", "Pending", "Received"]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -65,25 +65,7 @@ class Agreement:
 
 
 class Exchange(Protocol):
-    """Dispatch and combine among the ranks of one expert-parallel group."""
-
-    rank: int
-    ranks: int
-
-    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
-        """Attach this rank's announcement to the first counts of the coming forward pass.
-
-        Args:
-            step: the number of the step, the same on all ranks.
-            more: this rank has work for the step after it.
-            staged: the last migration this rank has all of.
-            refused: the last migration this rank does not want.
-        """
-        ...
-
-    def agreement(self) -> Agreement:
-        """Return what the group agreed on in the step that has just run."""
-        ...
+    """Dispatch and combine among the ranks of one expert-parallel group: what model code sees."""
 
     def dispatch(
         self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
@@ -109,3 +91,59 @@ class Exchange(Protocol):
             Pending of [tokens, model dim].
         """
         ...
+
+
+class GroupExchange(Exchange, Protocol):
+    """An exchange as whoever runs steps sees it: besides, its ranks tell each other how they stand."""
+
+    rank: int
+    ranks: int
+
+    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
+        """Attach this rank's announcement to the first counts of the coming forward pass.
+
+        Args:
+            step: the number of the step, the same on all ranks.
+            more: this rank has work for the step after it.
+            staged: the last migration this rank has all of.
+            refused: the last migration this rank does not want.
+        """
+        ...
+
+    def agreement(self) -> Agreement:
+        """Return what the group agreed on in the step that has just run."""
+        ...
+
+    def dispatch(
+        self,
+        x_TD: Tensor,
+        topk_TK: Tensor,
+        weights_TK: Tensor,
+        placement: Placement,
+        *,
+        layer: int,
+        decode_rows: Tensor | None = None,
+    ) -> Pending[Received]:
+        """Do as `Exchange.dispatch`, and count the rows named as decoded, all others as prefilled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchExchange:
+    """A group's exchange for one batch, whose phases it counts apart; model code need not know of them.
+
+    decode_rows: int64, the rows of the batch that are decoded, each once; None: none.
+    """
+
+    group: GroupExchange
+    decode_rows: Tensor | None
+
+    def dispatch(
+        self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
+    ) -> Pending[Received]:
+        """Send every token to the ranks that hold its experts; see `Exchange`."""
+        return self.group.dispatch(x_TD, topk_TK, weights_TK, placement, layer=layer, decode_rows=self.decode_rows)
+
+    def combine(self, y_RD: Tensor, received: Received) -> Pending[Tensor]:
+        """Return expert outputs to their tokens; see `Exchange`."""
+        return self.group.combine(y_RD, received)

@@ -1,4 +1,4 @@
-"""What an exchange counts while it runs: bytes on the lane, waiting, tokens an expert, balance."""
+"""What an exchange counts while it runs: bytes on the lane, waiting, tokens an expert by phase, balance."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ __all__ = ["ExchangeCounters"]
 class ExchangeCounters:
     """Running totals of one rank.
 
-    `load_LE` [layers, experts]: tokens computed here. Balance is kept a layer, as sums over steps:
-    `max_split_L` of the fullest rank's rows, `max_equal_L` of what they had been with each expert's
-    tokens spread evenly over its replicas, `mean_L` of the mean. `balance` is sum of maxima over sum
-    of means: what a pass really waits for.
+    `load_LE` [layers, experts]: tokens that all ranks of the group routed to each expert; the same on
+    every rank of it. `prefill_LE`, `decode_LE`: those of this rank's own tokens, by phase.
+    Balance is kept a layer, as sums over steps: `max_split_L` of the fullest rank's rows, `max_equal_L`
+    of what they had been with each expert's tokens spread evenly over its replicas, `mean_L` of the
+    mean. `balance` is sum of maxima over sum of means: what a pass really waits for.
 
     Units:
         wait_s: seconds blocked in `Pending.wait`; bytes_sent: payload bytes to other ranks.
@@ -21,39 +22,41 @@ class ExchangeCounters:
 
     def __init__(self, *, layers: int, experts: int) -> None:
         self.load_LE = np.zeros((layers, experts), dtype=np.int64)
+        self.prefill_LE = np.zeros((layers, experts), dtype=np.int64)
+        self.decode_LE = np.zeros((layers, experts), dtype=np.int64)
         self.wait_s = 0.0
         self.bytes_sent = 0
         self.max_split_L = np.zeros(layers, dtype=np.int64)
         self.max_equal_L = np.zeros(layers, dtype=np.int64)
         self.mean_L = np.zeros(layers)
 
-    def observe(self, layer: int, local_experts: np.ndarray, count_GE: np.ndarray, tokens_G: np.ndarray) -> None:
+    def observe(self, layer: int, count_E: np.ndarray, *, fullest: int, fullest_if_equal: int, ranks: int) -> None:
         """Add one layer of one step.
 
         Args:
             layer: which.
-            local_experts: experts computed here.
-            count_GE: [ranks, experts] tokens each rank routed to each expert.
-            tokens_G: [ranks] rows each rank computes in this layer.
+            count_E: [experts] tokens of all ranks routed to each expert.
+            fullest: rows of the rank that computes most.
+            fullest_if_equal: the same had each expert's tokens been spread evenly over its replicas.
+            ranks: of the group.
         """
-        self.load_LE[layer, local_experts] += count_GE[:, local_experts].sum(axis=0)
-        fullest = tokens_G.max()
+        self.load_LE[layer] += count_E
         self.max_split_L[layer] += fullest
-        self.max_equal_L[layer] += fullest
-        self.mean_L[layer] += tokens_G.mean()
+        self.max_equal_L[layer] += fullest_if_equal
+        self.mean_L[layer] += int(count_E.sum()) / ranks
 
-    def observe_alone(self, layer: int, count_E: np.ndarray) -> None:
-        """Add one layer of one step of a group of one rank, which computes everything.
+    def observe_own(self, layer: int, count_E: np.ndarray, decode_E: np.ndarray | None) -> None:
+        """Add this rank's own tokens in one layer of one step.
 
         Args:
             layer: which.
-            count_E: [experts] tokens routed to each expert.
+            count_E: [experts] this rank's tokens routed to each expert.
+            decode_E: those of them that were decoded, None if none were.
         """
-        self.load_LE[layer] += count_E
-        rows = count_E.sum()
-        self.max_split_L[layer] += rows
-        self.max_equal_L[layer] += rows
-        self.mean_L[layer] += rows
+        self.prefill_LE[layer] += count_E
+        if decode_E is not None:
+            self.prefill_LE[layer] -= decode_E
+            self.decode_LE[layer] += decode_E
 
     @property
     def balance(self) -> float:

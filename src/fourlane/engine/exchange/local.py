@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
-from fourlane.engine.exchange.rows import SlotTables, weighted_sum
+from fourlane.engine.exchange.rows import decoded_counts, weighted_sum
+from fourlane.engine.exchange.slots import SlotTables
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,18 +58,27 @@ class LocalExchange:
         """Release nothing: there is nothing."""
 
     def dispatch(
-        self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
+        self,
+        x_TD: Tensor,
+        topk_TK: Tensor,
+        weights_TK: Tensor,
+        placement: Placement,
+        *,
+        layer: int,
+        decode_rows: Tensor | None = None,
     ) -> Pending[Received]:
         """Sort tokens by slot; see the contract."""
         self._tables = tables = self._tables.of(placement)
-        pairs = tables.sort(layer, topk_TK)
+        slots = tables.layer(layer)
+        pairs = slots.sort(topk_TK)
         count_E = pairs.count_E.cpu().numpy()
-        self.counters.observe_alone(layer, count_E)
-        counts = count_E.tolist()
-        held_S = (counts[expert] if expert >= 0 else 0 for expert in tables.experts_in_slots(layer).tolist())
+        decode_E = decoded_counts(topk_TK, decode_rows, pairs.count_E)
+        rows = topk_TK.numel()
+        self.counters.observe(layer, count_E, fullest=rows, fullest_if_equal=rows, ranks=1)
+        self.counters.observe_own(layer, count_E, None if decode_E is None else decode_E.cpu().numpy())
         received = Received(
             x_RD=x_TD.index_select(0, pairs.rows_R),
-            offset_S1=list(accumulate(held_S, initial=0)),
+            offset_S1=list(accumulate(slots.spread(count_E).tolist(), initial=0)),
             count_GE=count_E[None, :],
             handle=_Handle(pairs.order_R, weights_TK),
         )

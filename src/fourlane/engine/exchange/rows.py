@@ -1,4 +1,4 @@
-"""Row bookkeeping that every exchange shares: slots, sort orders, the fixed-order sum."""
+"""Row bookkeeping that every exchange shares: sort orders, and the fixed-order sum."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from fourlane import _native
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fourlane.policy.placement import Placement
-
-__all__ = ["SlotTables", "Sorted", "sort_by_slot", "sort_in_torch", "weighted_sum", "weighted_sum_in_torch"]
+__all__ = [
+    "Arrival",
+    "Sorted",
+    "decoded_counts",
+    "join_ranges",
+    "sort_by_slot",
+    "sort_in_torch",
+    "weighted_sum",
+    "weighted_sum_in_torch",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,58 @@ def sort_in_torch(topk_TK: Tensor, slot_of_E: Tensor) -> Sorted:
     return Sorted(order_R, rows_R, torch.bincount(topk_R, minlength=slot_of_E.shape[0]))
 
 
+def decoded_counts(topk_TK: Tensor, decode_rows: Tensor | None, count_E: Tensor) -> Tensor | None:
+    """Return how many decoded tokens each expert gets, int64 [experts]; None if none is decoded.
+
+    Args:
+        topk_TK: logical experts, int64 [tokens, K].
+        decode_rows: int64, the rows of tokens that are decoded, each once; None: none.
+        count_E: the counts of all tokens.
+    """
+    if decode_rows is None or not decode_rows.numel():
+        return None
+    if decode_rows.numel() == topk_TK.shape[0]:
+        return count_E
+    return torch.bincount(topk_TK.index_select(0, decode_rows).reshape(-1), minlength=count_E.shape[0])
+
+
+def join_ranges(firsts: np.ndarray, counts: np.ndarray, device: torch.device) -> Tensor:
+    """Return int64 first, first + 1, ... (as many as counted) of every pair, one after the other.
+
+    Args:
+        firsts, counts: int64 [ranges].
+        device: of the result.
+    """
+    joined = torch.from_numpy(_native.join_ranges(firsts, counts))
+    return joined if device.type == "cpu" else joined.to(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Rows arrive by rank, then slot; a rank computes them by slot, then rank.
+
+    by_slot_R: int64 [rows], which arrived row stands at each place.
+    place_R: int64 [rows], the place of each arrived row.
+    offset_S1: where each local slot's rows begin, and the end.
+    """
+
+    by_slot_R: Tensor
+    place_R: Tensor
+    offset_S1: list[int]
+
+    @classmethod
+    def of(cls, count_GS: np.ndarray, device: torch.device) -> Arrival:
+        """Lay out the rows that each rank sends to each local slot, [ranks, slots]; the tensors are on `device`."""
+        arrived_X, computed_X = count_GS.reshape(-1), count_GS.T.reshape(-1)
+        begin_GS = (arrived_X.cumsum() - arrived_X).reshape(count_GS.shape)
+        begin_SG = (computed_X.cumsum() - computed_X).reshape(count_GS.T.shape)
+        return cls(
+            by_slot_R=join_ranges(begin_GS.T.reshape(-1), computed_X, device),
+            place_R=join_ranges(begin_SG.T.reshape(-1), np.ascontiguousarray(arrived_X), device),
+            offset_S1=[*begin_SG[:, 0].tolist(), int(arrived_X.sum())],
+        )
+
+
 def weighted_sum(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> Tensor:
     """Undo `sort_by_slot` and sum a token's experts, weighted, in the order of K.
 
@@ -84,49 +143,3 @@ def weighted_sum_in_torch(y_RD: Tensor, order_R: Tensor, weights_TK: Tensor) -> 
     for k in range(1, top_k):
         x_TD.addcmul_(y_TKD[:, k], weights_TK1[:, k])
     return x_TD
-
-
-class SlotTables:
-    """A placement as the tensors and arrays an exchange looks things up in; made once, kept."""
-
-    def __init__(self, placement: Placement, *, rank: int) -> None:
-        if placement.replicated:
-            raise ValueError("this exchange routes each expert to one slot; got a placement with replicas")
-        self._placement = placement
-        self._rank = rank
-        self._slot_of_LE: dict[torch.device, Tensor] = {}
-
-    def of(self, placement: Placement) -> SlotTables:
-        """Return the tables for a placement: these, unless it is another one."""
-        return self if placement is self._placement else SlotTables(placement, rank=self._rank)
-
-    def slot_of(self, layer: int, device: torch.device) -> Tensor:
-        """Return int64 [experts], the slot of each expert in a layer."""
-        table = self._slot_of_LE.get(device)
-        if table is None:
-            table = torch.from_numpy(self._placement.first_slot_of_LE).to(device)
-            self._slot_of_LE[device] = table
-        return table[layer]
-
-    def sort(self, layer: int, topk_TK: Tensor) -> Sorted:
-        """Order a layer's (token, k) pairs by slot; see `sort_by_slot`."""
-        slots = self._placement.ranks * self._placement.slots_per_rank
-        return sort_by_slot(topk_TK, self.slot_of(layer, topk_TK.device), slots)
-
-    def experts_in_slots(self, layer: int) -> np.ndarray:
-        """Return the experts of this rank's slots, [slots_per_rank], -1 where empty."""
-        return self._placement.experts_of(self._rank, layer)
-
-    def rows_per_slot(self, layer: int, count_GE: np.ndarray, *, by_source: bool = False) -> np.ndarray:
-        """Return rows each local slot receives, [slots_per_rank], or [ranks, slots_per_rank] by source."""
-        experts = self.experts_in_slots(layer)
-        count_GS = np.where(experts >= 0, count_GE[:, np.maximum(experts, 0)], 0)
-        return count_GS if by_source else count_GS.sum(axis=0)
-
-    def rows_per_rank(self, layer: int, count_E: np.ndarray) -> np.ndarray:
-        """Return rows that go to each rank, [..., ranks], for counts a logical expert [..., experts]."""
-        rank_E = self._placement.first_slot_of_LE[layer] // self._placement.slots_per_rank
-        totals = np.zeros((*count_E.shape[:-1], self._placement.ranks), dtype=np.int64)
-        for rank in range(self._placement.ranks):
-            totals[..., rank] = count_E[..., rank_E == rank].sum(axis=-1)
-        return totals

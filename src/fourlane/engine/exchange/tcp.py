@@ -58,6 +58,7 @@ class TcpExchange(AllToAllExchange):
         device: torch.device,
         secret: Secret,
         counters: ExchangeCounters | None = None,
+        split: bool = True,
     ) -> None:
         """Join the group; blocks until every rank is there.
 
@@ -67,12 +68,15 @@ class TcpExchange(AllToAllExchange):
             device: of the activations; what travels goes through host memory.
             secret: the deployment's key, by which ranks know each other.
             counters: totals of an earlier generation to go on with.
+            split: level ranks over replicas batch by batch, or else spread tokens evenly over them.
 
         Raises:
             PeerLost: not all ranks came within `address.join_s`.
             SpecError: this host does not have `address.address`.
         """
-        super().__init__(_TcpCarrier(address, secret), address, placement, device=device, counters=counters)
+        super().__init__(
+            _TcpCarrier(address, secret), address, placement, device=device, counters=counters, split=split
+        )
 
 
 class _TcpCarrier:

@@ -52,6 +52,7 @@ class TorchAllToAll(AllToAllExchange):
         *,
         device: torch.device,
         counters: ExchangeCounters | None = None,
+        split: bool = True,
     ) -> None:
         """Join the group; blocks until every rank is there.
 
@@ -60,11 +61,14 @@ class TorchAllToAll(AllToAllExchange):
             placement: where experts live at first.
             device: of the activations.
             counters: totals of an earlier generation to go on with.
+            split: level ranks over replicas batch by batch, or else spread tokens evenly over them.
 
         Raises:
             PeerLost: not all ranks came within `address.join_s`.
         """
-        super().__init__(_TorchCarrier(address, device), address, placement, device=device, counters=counters)
+        super().__init__(
+            _TorchCarrier(address, device), address, placement, device=device, counters=counters, split=split
+        )
 
 
 class _TorchCarrier:
