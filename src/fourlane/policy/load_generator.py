@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fourlane.errors import BalanceInputError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -44,6 +46,12 @@ __all__ = [
 Loads = np.ndarray
 
 
+def _check(name: str, value: float, *, least: float, most: float | None = None) -> None:
+    if not (value >= least and (most is None or value <= most)):
+        allowed = f"{least} or more" if most is None else f"{least} to {most}"
+        raise BalanceInputError(f"{name}: expected {allowed}, got {value}")
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What loads are drawn for: layers with experts, experts a layer in so many groups, experts a token, tokens."""
@@ -53,6 +61,10 @@ class ModelShape:
     groups: int = 8
     top_k: int = 8
     tokens: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "experts", "groups", "top_k", "tokens"):
+            _check(name, getattr(self, name), least=1, most=self.experts if name == "top_k" else None)
 
 
 DEEPSEEK_V3 = ModelShape()
@@ -96,6 +108,7 @@ def draw_phases(
     rng: np.random.Generator, shape: ModelShape = DEEPSEEK_V3, *, correlation: float = 0.8
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw the loads of prefill and of decode of one model; `correlation` is that of the loads, in the mean layer."""
+    _check("correlation", correlation, least=0, most=1)
     prefill_LE, other_LE = _normals(rng, shape, PREFILL.shared), _normals(rng, shape, DECODE.shared)
     width_L1 = rng.uniform(size=(shape.layers, 1))
     latent = _latent(correlation, np.full(1, sum(DECODE.sigma) / 2)).item()
@@ -109,12 +122,14 @@ def zipf(exponent: float, rng: np.random.Generator, shape: ModelShape = DEEPSEEK
     An expert beyond one pair a token is held there, and the rest shared out: with 256 experts and top 8 that is the
     hottest one from an exponent of 0.9 on.
     """
+    _check("exponent", exponent, least=0)
     popularity_E = np.arange(1, shape.experts + 1) ** -float(exponent)
     return _as_tokens(np.stack([rng.permutation(popularity_E) for _ in range(shape.layers)]), shape)
 
 
 def lognormal(sigma: float, rng: np.random.Generator, shape: ModelShape = DEEPSEEK_V3) -> NDArray[np.int64]:
     """Draw loads whose logarithm is normal with standard deviation `sigma`."""
+    _check("sigma", sigma, least=0, most=20)
     return _as_tokens(np.exp(sigma * rng.standard_normal((shape.layers, shape.experts))), shape)
 
 
@@ -135,7 +150,13 @@ def drift(load_LE: Loads, rho: float, rng: np.random.Generator, *, top_k: int = 
         load_LE: [layers, experts] tokens; an expert with none is taken to have had half a token.
         rho: the correlation of successive loads: exact in expectation where they are lognormal.
         top_k: experts a token.
+
+    Raises:
+        BalanceInputError: loads are not [layers, experts] of finite numbers >= 0, or a number is out of range.
     """
+    _check("rho", rho, least=0, most=1)
+    _check_loads("load_LE", load_LE, dims=2)
+    _check("top_k", top_k, least=1)
     log_LE = np.log(np.maximum(load_LE, 0.5))
     mean_L1, sd_L1 = log_LE.mean(axis=1, keepdims=True), log_LE.std(axis=1, keepdims=True)
     latent_L1 = _latent(rho, sd_L1)
@@ -179,8 +200,16 @@ def leaning_batch(
         lean_sd: standard deviation of the batch's shift of log-popularity.
         top_k: experts a token.
 
+    Raises:
+        BalanceInputError: loads are not [experts] of finite numbers >= 0 with any above, or a number is out of range.
+
     Source: B. Rosen, On sampling with probability proportional to size, J. Stat. Plan. Inference 62 (1997).
     """
+    _check_loads("load_E", load_E, dims=1)
+    _check("ranks", ranks, least=1)
+    _check("tokens", tokens, least=0)
+    _check("lean_sd", lean_sd, least=0, most=20)
+    _check("top_k", top_k, least=1, most=np.size(load_E))
     share_1E = _capped(lean(load_E, lean_sd, rng)[None, :], 1.0 / top_k)
     chance_E = np.clip(top_k * share_1E[0], 1e-12, 1.0 - 1e-9).astype(np.float32)
     odds_E = (1.0 - chance_E) / chance_E
@@ -191,6 +220,15 @@ def leaning_batch(
         chosen_TK = np.argpartition(rank_TE, top_k - 1, axis=1)[:, :top_k]
         count_GE[rank] = np.bincount(chosen_TK.ravel(), minlength=chance_E.size)
     return count_GE
+
+
+def _check_loads(name: str, load: Loads, *, dims: int) -> None:
+    array = np.asarray(load)
+    shape = ("[experts]", "[layers, experts]")[dims - 1]
+    if array.ndim != dims or array.dtype.kind not in "iuf" or not array.size:
+        raise BalanceInputError(f"{name}: expected numbers {shape}, got {array.dtype} of shape {list(array.shape)}")
+    if not np.isfinite(array).all() or array.min() < 0 or not array.any(axis=-1).all():
+        raise BalanceInputError(f"{name}: expected finite numbers of 0 or more, some above 0 in each layer")
 
 
 def _normals(rng: np.random.Generator, shape: ModelShape, shared: float) -> NDArray[np.float64]:

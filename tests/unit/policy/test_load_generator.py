@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fourlane.errors import BalanceInputError
 from fourlane.policy.load_generator import (
     DEEPSEEK_V3,
     PRESETS,
@@ -190,3 +191,31 @@ def test_the_same_seed_draws_the_same() -> None:
     assert (one[1] == other[1]).all()
     batches = [leaning_batch(one[1][0], np.random.default_rng(8), ranks=4, tokens=64, lean_sd=0.2) for _ in range(2)]
     assert (batches[0] == batches[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("draw", "complaint"),
+    [
+        (lambda _: ModelShape(layers=0), "^layers: expected 1 or more, got 0"),
+        (lambda _: ModelShape(experts=4, groups=2), "^top_k: expected 1 to 4, got 8"),
+        (lambda rng: draw_phases(rng, correlation=1.5), "^correlation: expected 0 to 1, got 1.5"),
+        (lambda rng: zipf(float("nan"), rng), "^exponent: expected 0 or more, got nan"),
+        (lambda rng: lognormal(-1, rng), "^sigma: expected 0 to 20, got -1"),
+        (lambda rng: drift(np.ones((1, 4)), 1.01, rng), "^rho: expected 0 to 1, got 1.01"),
+        (
+            lambda rng: drift(np.ones(4), 0.9, rng),
+            r"^load_LE: expected numbers \[layers, experts\], got float64 .* \[4\]",
+        ),
+        (lambda rng: drift(np.array([[1, np.nan]]), 0.9, rng), "^load_LE: expected finite numbers of 0 or more"),
+        (lambda rng: drift(np.array([[1, 2], [0, 0]]), 0.9, rng), "some above 0 in each layer"),
+        (lambda rng: leaning_batch(np.ones(4), rng, ranks=2, tokens=8), "^top_k: expected 1 to 4, got 8"),
+        (lambda rng: leaning_batch(np.ones(9), rng, ranks=0, tokens=8), "^ranks: expected 1 or more, got 0"),
+        (
+            lambda rng: leaning_batch(np.ones(9), rng, ranks=1, tokens=8, lean_sd=-1),
+            "^lean_sd: expected 0 to 20, got -1",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_its_argument(draw: Any, complaint: str) -> None:
+    with pytest.raises(BalanceInputError, match=complaint):
+        draw(np.random.default_rng(0))
