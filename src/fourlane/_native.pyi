@@ -79,6 +79,26 @@ def place(
     seed: int,
     slots: NDArray[np.int32],
 ) -> None: ...
+def design_for_splitting(
+    slots: NDArray[np.int32],
+    cost: NDArray[np.int64],
+    load: NDArray[np.float64],
+    previous: NDArray[np.int32],
+    groups: tuple[int, int, int],
+    leaning: tuple[float, float, int],
+    equal_split: float,
+    moves: int,
+    steps: int,
+    seed: int,
+) -> int: ...
+def split_balance(
+    slots: NDArray[np.int32],
+    load: NDArray[np.float64],
+    ranks: int,
+    leaning: tuple[float, float, int],
+    seed: int,
+    out: NDArray[np.float64],
+) -> None: ...
 
 Counts: TypeAlias = NDArray[np.int64] | NDArray[np.int32]
 

@@ -48,9 +48,9 @@ struct DesignLimits {
 };
 
 // Improve slot_P (the expert in each slot, -1 where empty) in place: exchange replicas of two ranks, or turn one into a
-// replica of another expert, where that lowers the mean over the batches of the fullest rank after splitting. Never
-// worse than the start for these batches. Returns false where it stays as it was.
-bool design_for_splitting(std::span<std::int32_t> slot_P, CostView cost, const Batches& batches,
+// replica of another expert, where that lowers the mean over the batches of the fullest rank after splitting. Kept only
+// if it is better for these batches and for `others`, which the search does not see. Returns false where all stays.
+bool design_for_splitting(std::span<std::int32_t> slot_P, CostView cost, const Batches& batches, const Batches& others,
                           const DesignLimits& limits);
 
 // The mean over batches of the fullest rank after splitting, in units of the mean rank.

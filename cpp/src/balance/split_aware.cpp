@@ -293,13 +293,15 @@ double mean_split_balance(std::span<const std::int32_t> slot_P, std::int32_t ran
     return batches.count > 0 ? sum / batches.count : 1.0;
 }
 
-bool design_for_splitting(std::span<std::int32_t> slot_P, CostView cost, const Batches& batches,
+bool design_for_splitting(std::span<std::int32_t> slot_P, CostView cost, const Batches& batches, const Batches& others,
                           const DesignLimits& limits) {
     if (batches.count == 0) return false;
     SplitSearch search(slot_P, cost, batches, limits);
     search.run(limits.steps);
-    const double before = mean_split_balance(slot_P, limits.ranks, batches);
-    if (mean_split_balance(search.slot_P(), limits.ranks, batches) >= before) return false;
+    for (const Batches* seen : {&batches, &others}) {
+        const double before = mean_split_balance(slot_P, limits.ranks, *seen);
+        if (mean_split_balance(search.slot_P(), limits.ranks, *seen) >= before) return false;
+    }
     std::copy(search.slot_P().begin(), search.slot_P().end(), slot_P.begin());
     return true;
 }

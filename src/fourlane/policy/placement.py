@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourlane.errors import BalanceInputError
 from fourlane.policy.expert_cost import TOKENS
+from fourlane.policy.placing.split_aware import DesignRules, Leaning, checked_leaning, design_for_splitting
 from fourlane.policy.placing.task import Shape, checked_loads, checked_shape, checked_slots, fixed_point
 from fourlane.policy.placing.value import EMPTY, Placement, Replicas, linear_placement
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.expert_cost import ReplicaCost
 
-__all__ = ["EMPTY", "Placement", "Replicas", "linear_placement", "place_experts"]
+__all__ = ["EMPTY", "Leaning", "Placement", "Replicas", "linear_placement", "place_experts"]
 
 GOOD_ENOUGH = 2**13
 """The search stops within 1/8192 of perfect balance."""
@@ -36,7 +36,7 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     slots: int | Sequence[int] | NDArray[np.integer],
     nodes: int = 1,
     cost: ReplicaCost = TOKENS,
-    split_aware: bool = False,
+    split_aware: bool | Leaning = True,
     spread_nodes: bool = False,
     seed: int = 0,
 ) -> Placement:
@@ -49,7 +49,9 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
             is as wide as the widest, and what a layer has no use for stays empty.
         nodes: nodes the ranks are in, equally many in each.
         cost: what a replica costs: tokens, activated experts, a mix, or an object of one's own.
-        split_aware: only False is known.
+        split_aware: True designs the placement for batch-level splitting (`policy.token_split`) over batches that lean,
+            at the cost of what `Leaning.equal_split` allows of the balance with equal shares; a `Leaning` says which
+            batches. False is for who splits equally, or at random.
         spread_nodes: keep replicas of an expert on different nodes, so that it has at most `nodes` of them.
         seed: where the search's draws begin.
 
@@ -59,12 +61,12 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     load_WLE = checked_loads(load)
     shape = checked_shape(load_WLE, ranks=ranks, nodes=nodes)
     slots_L = checked_slots(slots, shape)
-    if split_aware:
-        raise BalanceInputError("split_aware: expected False, got True")
+    leaning = checked_leaning(split_aware)
+    rules = DesignRules(ranks, unit_ranks=ranks // nodes if spread_nodes else 1, seed=seed)
     table = np.full((shape.layers, slots_L.max()), EMPTY, dtype=np.int32)
     for width in np.unique(slots_L // ranks).tolist():
         chosen = slots_L == width * ranks
-        found = _searched(load_WLE[:, chosen], shape, width, cost, units=nodes if spread_nodes else ranks, seed=seed)
+        found = _searched(load_WLE[:, chosen], shape, width, cost, rules, leaning)
         rows = table[chosen].reshape(-1, ranks, table.shape[1] // ranks)
         rows[:, :, :width] = found.reshape(-1, ranks, width)
         table[chosen] = rows.reshape(-1, table.shape[1])
@@ -72,18 +74,23 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
 
 
 def _searched(
-    load_WLE: NDArray[np.float64], shape: Shape, width: int, cost: ReplicaCost, *, units: int, seed: int
+    load_WLE: NDArray[np.float64],
+    shape: Shape,
+    width: int,
+    cost: ReplicaCost,
+    rules: DesignRules,
+    leaning: Leaning | None,
 ) -> NDArray[np.int32]:
     from fourlane import _native
 
     slots = width * shape.ranks
-    cost_LEC = fixed_point(load_WLE, cost, _most_copies(load_WLE, slots, units, cost))
+    cost_LEC = fixed_point(load_WLE, cost, _most_copies(load_WLE, slots, shape.ranks // rules.unit_ranks, cost))
     least_L = (cost_LEC * np.arange(1, cost_LEC.shape[2] + 1)).min(axis=2).sum(axis=1) // shape.ranks
     found = np.empty((load_WLE.shape[1], slots), dtype=np.int32)
     _native.place(
-        cost_LEC, shape.ranks, shape.ranks // units, least_L + least_L // GOOD_ENOUGH, slots * slots, seed, found
+        cost_LEC, shape.ranks, rules.unit_ranks, least_L + least_L // GOOD_ENOUGH, slots * slots, rules.seed, found
     )
-    return found
+    return found if leaning is None else design_for_splitting(found, load_WLE, cost_LEC, rules, leaning)
 
 
 def _most_copies(load_WLE: NDArray[np.float64], slots: int, units: int, cost: ReplicaCost) -> int:
