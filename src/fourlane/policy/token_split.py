@@ -5,8 +5,7 @@ message: the fullest rank gets as few tokens as the placement allows, in whole t
 totals it is one that keeps most tokens on their rank, and then on their node.
 
 Within an expert a rank's tokens go to the replicas in slot order: the first `quota_GP[g, p1]` of them, in token order,
-to slot p1, the next to p2 and so on. Choosing replicas without counts, as others do, is `policy.replica_choice`; where
-replicas should be is `policy.placement`.
+to slot p1, the next to p2 and so on. Not for where replicas should be (`policy.placement`).
 """
 
 from __future__ import annotations
