@@ -148,6 +148,12 @@ class Balancer:
     # what is told
 
     @property
+    def moving(self) -> bool:
+        """Tell whether a layer is on its way to or from this rank."""
+        state = self._thread.state if self._thread is not None else None
+        return state is not None and state.number > self._over
+
+    @property
     def bytes_sent(self) -> int:
         """Return the bytes sent on the bulk lane."""
         return self._bytes_before + (self._thread.bytes_sent if self._thread is not None else 0)

@@ -1,0 +1,224 @@
+"""Balance and step times of the bundled model under a narrow load, with and without [balance], in one run.
+
+The same requests go to one rank, to a group that leaves experts in order (the baseline) and to a group
+that moves them; tokens must be the same. Balance is max/mean rows a rank, sum of maxima over sum of means
+of all steps and layers, over a round of requests after the first. Step times are those of decode steps
+in which every request takes part.
+
+    python benchmarks/bench_live_balance.py [--ranks 2] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from result_page import write_page
+from timed_rank import FOLDER_VARIABLE
+
+from fourlane.engine.messages import Sampling
+from fourlane.engine.model.config import resolve_model_path
+from fourlane.gateway.generation import ChoiceSpec, GenerationRequest
+from fourlane.gateway.service import running_service
+from fourlane.gateway.tokenizer import ModelTokenizer
+from fourlane.report.tables import Table, byte_text, plain_lines
+from fourlane.spec.deployment import Balance, Deployment, Exchange, Gateway, Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fourlane.engine.messages import BalanceStats
+    from fourlane.gateway.service import Service
+
+REQUESTS, OUTPUT, ROUNDS = 48, 160, 3
+BEGINNINGS = (
+    "And Adam lived an hundred and thirty years, and begat",
+    "And Seth lived an hundred and five years, and begat",
+    "And the sons of",
+    "And begat sons and daughters: and all the days of",
+)
+"""Genealogies: a narrow kind of text, which the model routes to few experts."""
+SETTLE_S = 0.5
+MOST_WITH, LEAST_WITHOUT, SLOWEST = 1.1, 1.2, 1.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one service did.
+
+    tokens: of each round's requests. before, after: rank 0's account after the first round and after the last.
+    steps_GX: of each rank's full decode steps, (when, seconds, tokens, migrating).
+    """
+
+    tokens: list[list[list[int]]]
+    before: BalanceStats
+    after: BalanceStats
+    received: list[BalanceStats]
+    steps_GX: list[np.ndarray]
+
+    def balance(self) -> tuple[float, float]:
+        """Return max/mean of the rounds after the first: as it was split, and had it been split equally."""
+        mean = sum(self.after.sum_of_mean_L) - sum(self.before.sum_of_mean_L)
+        split = sum(self.after.sum_of_max_split_L) - sum(self.before.sum_of_max_split_L)
+        equal = sum(self.after.sum_of_max_equal_L) - sum(self.before.sum_of_max_equal_L)
+        return split / mean, equal / mean
+
+    def worst_layer(self) -> float:
+        """Return max/mean of the layer that has most."""
+        mean_L = np.subtract(self.after.sum_of_mean_L, self.before.sum_of_mean_L)
+        return float((np.subtract(self.after.sum_of_max_split_L, self.before.sum_of_max_split_L) / mean_L).max())
+
+    def seconds(self, *, moving: bool) -> np.ndarray:
+        """Return how long full decode steps took, those with or those without a migration under way."""
+        return np.concatenate([steps_X[steps_X[:, 3] == moving, 1] for steps_X in self.steps_GX])
+
+
+async def complete(service: Service, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """Return the tokens of every prompt's completion, all asked for at once."""
+
+    async def one(index: int, prompt: list[int]) -> list[int]:
+        sampling = Sampling(max_tokens=OUTPUT, temperature=0.8, seed=index, ignore_eos=True)
+        request = GenerationRequest(request_id=f"bench-{index}", choices=[ChoiceSpec(prompt, sampling)])
+        deltas = [delta async for batch in service.router.submit(request) for delta in batch]
+        return [event.token_id for delta in deltas for event in delta.events]
+
+    return list(await asyncio.gather(*(one(index, prompt) for index, prompt in enumerate(prompts))))
+
+
+async def run(ranks: int, prompts: Sequence[list[int]], balance: Balance | None) -> Outcome:
+    """Bring a service up, ask it round after round, take it down."""
+    wanted = Deployment(
+        gateway=Gateway(port=0),
+        unified=Pool(ranks=ranks),
+        exchange=Exchange(implementation="tcp"),
+        balance=balance,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER_VARIABLE] = folder
+        async with running_service(wanted, target="timed_rank:run_rank") as service:
+            tokens = [await complete(service, prompts)]
+            before = (await accounts(service))[0]
+            tokens += [await complete(service, prompts) for _ in range(ROUNDS - 1)]
+            received = await accounts(service)
+        steps_GX = [full_steps(Path(folder) / f"unified-{rank}.json") for rank in range(ranks)]
+    return Outcome(tokens, before, received[0], received, steps_GX)
+
+
+async def accounts(service: Service) -> list[BalanceStats]:
+    """Return what each rank last told, once it has told of everything."""
+    await asyncio.sleep(SETTLE_S)
+    return [rank.stats.balance for rank in service.router.ranks.values() if rank.stats is not None]
+
+
+def full_steps(path: Path) -> np.ndarray:
+    """Return the steps in which most tokens came out of a rank: decode, everybody taking part."""
+    steps_X = np.array(json.loads(path.read_text(encoding="ascii")))
+    counts, times = np.unique(steps_X[:, 2], return_counts=True)
+    return steps_X[steps_X[:, 2] == counts[times.argmax()]]
+
+
+def balance_table(outcomes: dict[str, Outcome]) -> Table:
+    """Return who balanced how well, and what it took."""
+    rows = []
+    for name, outcome in outcomes.items():
+        split, equal = outcome.balance()
+        last = outcome.after
+        rows.append(
+            (
+                name,
+                f"{split:.3f}",
+                f"{equal:.3f}",
+                f"{outcome.worst_layer():.3f}",
+                f"{last.layers_migrated}",
+                f"{sum(each.experts_moved for each in outcome.received)}",
+                byte_text(sum(each.migration_bytes for each in outcome.received)),
+                f"{last.migrations_failed}",
+                "-" if last.forecast_balance is None else f"{last.forecast_balance:.3f}",
+                "-" if last.realised_balance is None else f"{last.realised_balance:.3f}",
+            )
+        )
+    columns = (
+        "max/mean rows a rank", "computed", "split equally", "worst layer", "layers moved", "experts received", "bytes",
+        "failed", "forecast", "realised",
+    )  # fmt: skip
+    return Table(title="", columns=columns, rows=tuple(rows))
+
+
+def time_table(outcomes: dict[str, Outcome]) -> Table:
+    """Return the distribution of step times, with and without experts on their way."""
+    rows = []
+    for name, outcome in outcomes.items():
+        for moving in (False, True):
+            times_X = outcome.seconds(moving=moving) * 1e3
+            if times_X.size:
+                median = float(np.median(np.concatenate([outcome.seconds(moving=False), outcome.seconds(moving=True)])))
+                slow = (times_X > SLOWEST * median * 1e3).mean()
+                rows.append(
+                    (
+                        f"{name}, {'experts on their way' if moving else 'nothing moves'}",
+                        f"{times_X.size}",
+                        *(f"{np.percentile(times_X, at):.1f}" for at in (50, 99, 100)),
+                        f"{times_X.max() / median / 1e3:.2f}",
+                        f"{slow * 100:.2f} %",
+                    )
+                )
+    columns = ("ms a decode step", "steps", "median", "99 %", "slowest", "slowest/median", f"above {SLOWEST} x median")
+    return Table(title="", columns=columns, rows=tuple(rows))
+
+
+def verdicts(outcomes: dict[str, Outcome]) -> list[str]:
+    """Return what was wanted beside what was found."""
+    plain, still, moved = outcomes.values()
+    same = plain.tokens == still.tokens == moved.tokens
+    without, wth = still.balance()[0], moved.balance()[0]
+    everything = np.concatenate([moved.seconds(moving=False), moved.seconds(moving=True)])
+    slowest = moved.seconds(moving=True).max() / np.median(everything)
+    return [
+        f"tokens the same: {_yes(same)}",
+        f"balance {without:.3f} without [balance], wanted above {LEAST_WITHOUT}: {_yes(without > LEAST_WITHOUT)}",
+        f"balance {wth:.3f} with [balance], wanted below {MOST_WITH}: {_yes(wth < MOST_WITH)}",
+        f"slowest step while experts move {slowest:.2f} x the median, wanted at most {SLOWEST}: {_yes(slowest <= SLOWEST)}",
+    ]
+
+
+def _yes(found: bool) -> str:  # noqa: FBT001 - a word for a truth value
+    return "yes" if found else "NO"
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--redundant", type=int, default=8, help="redundant experts a layer")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/live_balance_*.md")
+    options = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    tokenizer = ModelTokenizer.read(resolve_model_path("bundled"))
+    texts = [BEGINNINGS[index % len(BEGINNINGS)] for index in range(REQUESTS)]
+    prompts = [
+        asyncio.run(tokenizer.encode(text, add_special_tokens=True, limit=512, param="prompt")) for text in texts
+    ]
+    balance = Balance(redundant_experts=options.redundant, interval_steps=50, window_steps=10, min_gain=0.01)
+    ways = {
+        "one rank": (1, None),
+        f"{options.ranks} ranks, experts in order (baseline)": (options.ranks, None),
+        f"{options.ranks} ranks, [balance]": (options.ranks, balance),
+    }
+    outcomes = {name: asyncio.run(run(ranks, prompts, chosen)) for name, (ranks, chosen) in ways.items()}
+    tables = [plain_lines(table(outcomes)) for table in (balance_table, time_table)]
+    said = verdicts(outcomes)
+    for lines in (*tables, said):
+        print(*lines, "", sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
