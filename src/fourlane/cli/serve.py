@@ -94,6 +94,7 @@ class _Progress:
 
     def show_ready(self, service: Service) -> None:
         """Print what runs and how to try it."""
+        from fourlane.gateway.balancing import balance_lines
         from fourlane.gateway.lanes import lane_lines
         from fourlane.gateway.stats import lanes_now
         from fourlane.report.tables import console, print_table
@@ -102,7 +103,9 @@ class _Progress:
         self.end()
         out = console()
         print_table(out, _table(service.rows, service))
-        for line in lane_lines(lanes_now(service.state)):
+        ranks = service.router.ranks.values()
+        experts = {rank.role: rank.hello.experts for rank in ranks if rank.hello is not None}
+        for line in [*lane_lines(lanes_now(service.state)), *balance_lines(service.deployment, experts)]:
             out.print(line, markup=False, soft_wrap=True)
         out.print()
         for line in _how_to_try(service):

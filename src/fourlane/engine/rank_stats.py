@@ -69,7 +69,7 @@ class StatsReporter:
         counters: ExchangeCounters | None,
         *,
         kv_bytes: int,
-        bulk_bytes: int = 0,
+        bulk_bytes: int | None = None,
         lanes: LaneBook,
         migrations: BalanceStats | None = None,
     ) -> RankStats:
@@ -78,7 +78,7 @@ class StatsReporter:
         Args:
             counters: of the exchange, None before there is one.
             kv_bytes: payload sent on the kv lane.
-            bulk_bytes: what was sent on the bulk lane.
+            bulk_bytes: sent on the bulk lane, None if there is none.
             lanes: knows what connections were opened.
             migrations: what is known of them, None if experts never move; the sums are put in here.
         """
@@ -102,7 +102,8 @@ class StatsReporter:
             cached_tokens=scheduler.cached_tokens,
             output_tokens=scheduler.output_tokens,
             evictions=scheduler.evictions,
-            lane_bytes={"expert": counters.bytes_sent if counters else 0, "kv": kv_bytes, "bulk": bulk_bytes},
+            lane_bytes={"expert": counters.bytes_sent if counters else 0, "kv": kv_bytes}
+            | ({"bulk": bulk_bytes} if bulk_bytes is not None else {}),
             expert_tokens_LE=load,
             balance_max_over_mean=counters.balance if counters else 1.0,
             balance=_with_sums(migrations or BalanceStats(), counters),

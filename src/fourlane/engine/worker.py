@@ -343,7 +343,7 @@ class RankWorker:
                 self.stats.report(
                     self.group.counters,
                     kv_bytes=kv_bytes,
-                    bulk_bytes=balancer.bytes_sent if balancer is not None else 0,
+                    bulk_bytes=balancer.bytes_sent if balancer is not None else None,
                     lanes=self.lanes,
                     migrations=balancer.stats() if balancer is not None else None,
                 )

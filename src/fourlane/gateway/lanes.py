@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fourlane.engine.rank_config import exchange_of
+from fourlane.gateway.balancing import moves_experts
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LIVE_LANES", "LaneState", "lane_lines", "lane_states", "unlike_marks"]
 
 LIVE_LANES = (TrafficClass.EXPERT, TrafficClass.KV, TrafficClass.CONTROL)
-"""The classes that a running service has traffic of."""
+"""The classes that every running service has traffic of; where experts move, `bulk` comes on top."""
 
 
 class LaneState(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +60,9 @@ def lane_states(
         TrafficClass.KV: _kv_carrier(deployment, ranks),
         TrafficClass.CONTROL: f"ZeroMQ at {deployment.gateway.control or 'a UNIX socket, which no network sees'}",
     }
-    return {kind.value: _state(marks[kind], carriers[kind], opened) for kind in LIVE_LANES}
+    if moves_experts(deployment):
+        carriers[TrafficClass.BULK] = f"experts' weights over tcp at {deployment.exchange.address}"
+    return {kind.value: _state(marks[kind], carrier, opened) for kind, carrier in carriers.items()}
 
 
 def lane_lines(states: Mapping[str, LaneState]) -> list[str]:

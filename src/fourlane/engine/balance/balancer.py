@@ -76,6 +76,7 @@ class Balancer:
         self._stepped_at = 0.0
         self._steps = 0
         self._counted_LE: np.ndarray | None = None
+        self._before_LE: np.ndarray | None = None
         self._totals = _Totals()
         self._bytes_before = 0
 
@@ -238,14 +239,17 @@ class Balancer:
     def _count(self, group_load_LE: np.ndarray) -> None:
         """Hand the leader a window's load when it is full; the first step after a forming only begins to count."""
         assert self._thread is not None
+        window = self._settings.window_steps
         if self._counted_LE is None:
-            self._counted_LE = group_load_LE.copy()
+            self._counted_LE = self._before_LE = group_load_LE.copy()
             return
         self._steps += 1
-        if self._steps % self._settings.window_steps == 0:
+        if self._steps % window == 0:
             now_LE = group_load_LE.copy()
-            self._thread.add_window(now_LE - self._counted_LE, self._settings.window_steps)
-            self._counted_LE = now_LE
+            self._thread.add_window(now_LE - self._counted_LE, now_LE - self._before_LE, window)
+            self._counted_LE = self._before_LE = now_LE
+        elif self._steps % window == window - 1:
+            self._before_LE = group_load_LE.copy()
 
 
 @dataclass(slots=True)

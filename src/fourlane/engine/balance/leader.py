@@ -9,14 +9,14 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fourlane.policy.expert_cost import ExpertCost
 from fourlane.policy.expert_statistics import LoadStatistics
 from fourlane.policy.migration import gains, overall_balance, rank_costs, worthwhile_layers
 from fourlane.policy.placement import place_experts
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fourlane.engine.rank_config import RankBalance
     from fourlane.policy.placement import Placement
 
@@ -43,6 +43,7 @@ class Leader:
         self._cost = ExpertCost(tokens=settings.cost_tokens, activated=settings.cost_activated)
         window, keep = settings.window_steps, settings.interval_steps // settings.window_steps
         self._loads = LoadStatistics(layers, experts, window=window, keep=keep)
+        self._batches: deque[np.ndarray] = deque(maxlen=keep)
         self._windows_since: int | None = None
         """Windows that have come since the last migration was completed; None before the first."""
         self._steps = 0
@@ -53,19 +54,21 @@ class Leader:
         self._failures = 0
         self._expected: float | None = None
 
-    def add_window(self, load_LE: np.ndarray, steps: int, placement: Placement) -> None:
+    def add_window(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int, placement: Placement) -> None:
         """Count the tokens each expert got from the whole group in so many steps.
 
         Args:
             load_LE: [layers, experts].
+            batch_LE: those of the last of these steps: what a batch looks like.
             steps: that it covers.
             placement: where experts live now.
         """
+        self._batches.append(batch_LE)
         self._loads.add(load_LE, steps=steps)
         self._steps += steps
         if self._windows_since is not None:
             self._windows_since += 1
-            recent_WLE = self._loads.windows_WLE[-self._windows_since :]
+            recent_WLE = self._samples()[-self._windows_since :]
             self.realised = overall_balance(rank_costs(placement, self._costs(recent_WLE, placement)))
 
     def next_layer(self, placement: Placement) -> tuple[int, int, list[int]] | None:
@@ -101,7 +104,7 @@ class Leader:
     def _decide(self, placement: Placement) -> None:
         """Work out which layers are worth moving, from what was counted since the last time."""
         self._steps = 0
-        load_WLE = self._loads.windows_WLE
+        load_WLE = self._samples()
         wanted = place_experts(load_WLE, ranks=placement.ranks, slots=placement.slots, cost=self._cost)
         cost_LEC = self._costs(load_WLE, placement)
         before_LG, after_LG = rank_costs(placement, cost_LEC), rank_costs(wanted, cost_LEC)
@@ -114,6 +117,13 @@ class Leader:
                 "experts of %d of %d layers move: balance %.3f now, %.3f expected",
                 len(layers), placement.layers, overall_balance(before_LG), self._expected,
             )  # fmt: skip
+
+    def _samples(self) -> np.ndarray:
+        """Return what costs are worked out from: windows; where activated experts count, batches, [samples, L, E].
+
+        In a window every expert has tokens, so only batches tell how many are activated.
+        """
+        return np.array(self._batches) if self._settings.cost_activated else self._loads.windows_WLE
 
     def _costs(self, load_WLE: np.ndarray, placement: Placement) -> np.ndarray:
         return self._cost.replica_cost(load_WLE, placement.ranks)

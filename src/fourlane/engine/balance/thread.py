@@ -104,9 +104,9 @@ class BalanceThread:
         """Return the bytes sent so far."""
         return self._mesh.bytes_sent
 
-    def add_window(self, load_LE: np.ndarray, steps: int) -> None:
-        """Hand over the tokens each expert got from the whole group in so many steps."""
-        self._inbox.put(lambda: self._count(load_LE, steps))
+    def add_window(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int) -> None:
+        """Hand over the tokens each expert got from the whole group in so many steps, and in the last of them."""
+        self._inbox.put(lambda: self._count(load_LE, batch_LE, steps))
 
     def committed(self, number: int, placement: Placement) -> None:
         """Tell that all ranks serve with what a migration brought."""
@@ -142,9 +142,9 @@ class BalanceThread:
     def _end_soon(self) -> None:
         self._stopping = True
 
-    def _count(self, load_LE: np.ndarray, steps: int) -> None:
+    def _count(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int) -> None:
         assert self._leader is not None, "only the leader counts"
-        self._leader.add_window(load_LE, steps, self._placement)
+        self._leader.add_window(load_LE, batch_LE, steps, self._placement)
         self._order_next()
 
     def _end(self, number: int, placement: Placement | None) -> None:

@@ -22,7 +22,7 @@ def leader(**settings: object) -> Leader:
 
 def count(each: Leader, load_LE: np.ndarray, windows: int, placement: Placement = LINEAR) -> None:
     for _ in range(windows):
-        each.add_window(load_LE, 10, placement)
+        each.add_window(load_LE, load_LE // 10, 10, placement)
 
 
 def migrate(each: Leader, placement: Placement, *, committed: bool = True) -> Placement:

@@ -68,7 +68,7 @@ class OneMove:
         self.ends: list[tuple[int, bool]] = []
         self._under_way = False
 
-    def add_window(self, load_LE: np.ndarray, steps: int, placement: Placement) -> None:
+    def add_window(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int, placement: Placement) -> None:
         """Take no notice."""
 
     def next_layer(self, placement: Placement) -> tuple[int, int, list[int]] | None:
@@ -117,7 +117,8 @@ class Group:
         self.wake()
 
     def wake(self) -> None:
-        self.threads[0].add_window(np.ones((LAYERS, EXPERTS), dtype=np.int64), 1)
+        load_LE = np.ones((LAYERS, EXPERTS), dtype=np.int64)
+        self.threads[0].add_window(load_LE, load_LE, 1)
 
     def until(self, stages: set[str], number: int = 1) -> list[MigrationState]:
         """Wait until every rank's migration is in one of these stages."""
