@@ -105,7 +105,9 @@ class Leader:
         """Work out which layers are worth moving, from what was counted since the last time."""
         self._steps = 0
         load_WLE = self._samples()
-        wanted = place_experts(load_WLE, ranks=placement.ranks, slots=placement.slots, cost=self._cost)
+        wanted = place_experts(
+            load_WLE, ranks=placement.ranks, slots=placement.slots, cost=self._cost, split_aware=self._settings.split
+        )
         cost_LEC = self._costs(load_WLE, placement)
         before_LG, after_LG = rank_costs(placement, cost_LEC), rank_costs(wanted, cost_LEC)
         layers = worthwhile_layers(gains(before_LG, after_LG), min_gain=self._settings.min_gain)
