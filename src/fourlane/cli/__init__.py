@@ -20,6 +20,7 @@ _COMMANDS = {
     "bench": "Measure a service under load, or its KV transports.",
     "demo": "Serve the bundled model here, stream answers, measure a short load.",
     "doctor": "Check whether this machine can run fourlane, and say what to mend.",
+    "experts": "Balance experts over ranks: place, split, advise, show, compare, export; on files.",
     "fabric": "Simulate the network packet by packet; show its topology and its latency.",
     "lab": "Show on this one machine what each lane does, with real packets.",
     "lanes": "Plan what each class of traffic gets; prove it, and render it to every device.",

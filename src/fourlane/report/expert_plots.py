@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fourlane.report.plots import BLUE, GREEN, GREY, ORANGE, figure_of, save_figure
-from fourlane.report.tables import byte_text, number
+from fourlane.report.tables import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ __all__ = [
     "PlacementPicture",
     "SplitPicture",
     "plot_advice",
+    "plot_choices",
     "plot_loads",
     "plot_placement",
     "plot_split",
@@ -148,6 +149,32 @@ def plot_advice(path: Path, picture: AdvicePicture, *, title: str) -> None:
         _draw_curves(figure.add_subplot(grid[0, :]), picture)
         _draw_needs(figure.add_subplot(grid[1, 0]), picture)
         _draw_means(figure.add_subplot(grid[1, 1]), picture)
+        save_figure(figure, path)
+
+
+def plot_choices(
+    path: Path, panels: Sequence[tuple[str, Sequence[float]]], *, names: Sequence[str], title: str
+) -> None:
+    """Draw max/mean of several placements as bars, a panel for each way to use them, with the change from the first.
+
+    Args:
+        path: where to; the suffix says the format.
+        panels: title and value of each placement.
+        names: of the placements.
+        title: of the picture.
+
+    Raises:
+        SpecError: the file cannot be written or its suffix is no picture format.
+    """
+    across = min(len(panels), 4)
+    down = -(-len(panels) // across)
+    with figure_of(title, height=0.6 + down * (0.7 + 0.3 * len(names))) as figure:
+        grid = figure.add_gridspec(down, across)
+        for index, (name, values) in enumerate(panels):
+            axes = figure.add_subplot(grid[index // across, index % across])
+            axes.set_title(name)
+            _draw_bars(axes, list(zip(names, values, strict=True)), [BLUE] * len(names))
+            axes.tick_params(labelleft=index % across == 0)
         save_figure(figure, path)
 
 
@@ -275,7 +302,7 @@ def _redundancy_names(picture: AdvicePicture) -> list[str]:
     if picture.extra_bytes is None:
         return [f"R={count}" for count in picture.redundant]
     pairs = zip(picture.redundant, picture.extra_bytes, strict=True)
-    return [f"R={count}\n+{byte_text(float(size))}" for count, size in pairs]
+    return [f"R={count}\n+{float(size) / 1e9:.1f} GB" for count, size in pairs]
 
 
 def _draw_needs(axes: Axes, picture: AdvicePicture) -> None:
@@ -297,18 +324,22 @@ def _draw_needs(axes: Axes, picture: AdvicePicture) -> None:
 
 
 def _draw_means(axes: Axes, picture: AdvicePicture) -> None:
-    """Draw the balance after each means as bars, and what of the expert time each saves against the first."""
+    """Draw the balance after each means as bars, and what of the experts' time each saves against the first."""
     axes.set_title(f"What each means brings at R={picture.chosen}")
     axes.set_xlabel("max / mean of a batch")
-    places = range(len(picture.means))
-    first = picture.means[0][1]
-    colours = (GREY, PURPLE, ORANGE, GREEN, BLUE)
-    for place, (_, value) in zip(places, picture.means, strict=True):
-        axes.barh(place, value - 1.0, left=1.0, height=0.62, color=colours[place % len(colours)], alpha=0.85)
-        saved = "" if place == 0 else f"  ({(value / first - 1) * 100:+.0f} %)"
-        axes.text(value + (first - 1) * 0.02, place, f"{number(value, 4)}{saved}", va="center", fontsize=8, color=GREY)
-    axes.set_yticks(places, [name for name, _ in picture.means], fontsize=8)
-    axes.set_xlim(1.0, 1.0 + (max(value for _, value in picture.means) - 1.0) * 1.45 or 1.1)
+    _draw_bars(axes, picture.means, (GREY, ORANGE, GREEN, BLUE, PURPLE))
+
+
+def _draw_bars(axes: Axes, bars: Sequence[tuple[str, float]], colours: Sequence[str]) -> None:
+    """Draw max/mean as bars that begin at 1, with the change from the first."""
+    first, most = bars[0][1], max(*(value for _, value in bars), 1.01)
+    for place, ((_, value), colour) in enumerate(zip(bars, colours, strict=False)):
+        axes.barh(place, value - 1.0, left=1.0, height=0.62, color=colour, alpha=0.85)
+        change = "" if place == 0 else f"  ({(value / first - 1) * 100:+.0f} %)"
+        text = f"{number(value, 4)}{change}"
+        axes.text(value + (most - 1) * 0.02, place, text, va="center", fontsize=8, color=GREY)
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+    axes.set_xlim(1.0, 1.0 + (most - 1.0) * 1.55)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)

@@ -16,6 +16,7 @@ from fourlane.report.expert_plots import (
     PlacementPicture,
     SplitPicture,
     plot_advice,
+    plot_choices,
     plot_loads,
     plot_placement,
     plot_split,
@@ -69,7 +70,7 @@ def test_advice_shows_targets_needs_and_what_each_means_saves(tmp_path: Path) ->
     ]
     picture = AdvicePicture(
         redundant=redundant,
-        extra_bytes=np.array([0, 2**30, 2**31]),
+        extra_bytes=np.array([0, 1_500_000_000, 3_000_000_000]),
         curves=curves,
         needs=[NeedCurve(1.2, np.array([0, 2, 3]), np.array([0, 4, -1]))],
         means=[("linear", 2.0), ("placed", 1.5), ("placed and split", 1.0)],
@@ -80,9 +81,9 @@ def test_advice_shows_targets_needs_and_what_each_means_saves(tmp_path: Path) ->
     assert "Layers of 3 that hold a target" in drawn
     assert "1.500  (-25 %)" in drawn
     assert "1.000  (-50 %)" in drawn
-    assert "+1.00 GiB" in drawn
+    assert "+1.5 GB" in drawn
     plot_advice(tmp_path / "plain.svg", picture._replace(extra_bytes=None, needs=[]), title="advice")
-    assert "GiB" not in texts(tmp_path / "plain.svg")
+    assert " GB" not in texts(tmp_path / "plain.svg")
 
 
 def test_a_split_batch_shows_the_fullest_rank_before_and_after(tmp_path: Path) -> None:
@@ -91,6 +92,14 @@ def test_a_split_batch_shows_the_fullest_rank_before_and_after(tmp_path: Path) -
     drawn = texts(tmp_path / "split.svg")
     assert "max/mean 1.500" in drawn
     assert "split by batch: 1.000" in drawn
+
+
+def test_placements_are_drawn_beside_the_first_of_them(tmp_path: Path) -> None:
+    panels = [(f"batch: {way}", [2.0, 1.5, 1.0]) for way in ("random", "hash", "equally", "own", "all")]
+    plot_choices(tmp_path / "bench.svg", panels, names=["linear", "placed", "best"], title="bench")
+    drawn = texts(tmp_path / "bench.svg")
+    assert drawn.count("1.500  (-25 %)") == 5
+    assert "batch: all" in drawn
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, load_LE: np.ndarray) -> None:
