@@ -76,6 +76,18 @@ double split_equally(const Counts<Count>& counts, const Table& start, const Tabl
 }
 
 template <typename Count>
+bool equal_tokens(const Counts<Count>& counts, const Table& start, const Table& slot, const Table& rank,
+                  std::int32_t slots, const Tokens& tokens) {
+    require(counts.shape(1) + 1 == start.size() && tokens.size() == counts.shape(0),
+            "counts, tokens: expected [ranks, experts] and [ranks]");
+    require(counts.shape(0) >= 1 && slots % extent(counts, 0) == 0, "slots: expected as many on each rank");
+    const ReplicasView replicas = view(start, slot, rank, extent(counts, 0), slots);
+    const nb::gil_scoped_release released;
+    return balance::equal_tokens<Count>({counts.data(), extent(counts, 0), extent(counts, 1)}, replicas,
+                                        {tokens.data(), tokens.size()});
+}
+
+template <typename Count>
 bool split_local_tokens(const CountRow<Count>& count, const Table& start, const Table& slot, const Table& rank,
                         std::int32_t own, std::int32_t ranks, std::int32_t nodes, const QuotaRow& quota) {
     require(count.size() + 1 == start.size(), "count: expected one for each expert");
@@ -92,6 +104,8 @@ void bind(nb::module_& module) {
                "rank"_a.noconvert(), "nodes"_a, "quota"_a.noconvert(), "tokens"_a.noconvert());
     module.def("split_equally", split_equally<Count>, "counts"_a.noconvert(), "start"_a.noconvert(),
                "slot"_a.noconvert(), "rank"_a.noconvert(), "quota"_a.noconvert(), "tokens"_a.noconvert());
+    module.def("equal_tokens", equal_tokens<Count>, "counts"_a.noconvert(), "start"_a.noconvert(), "slot"_a.noconvert(),
+               "rank"_a.noconvert(), "slots"_a, "tokens"_a.noconvert());
     module.def("split_local_tokens", split_local_tokens<Count>, "count"_a.noconvert(), "start"_a.noconvert(),
                "slot"_a.noconvert(), "rank"_a.noconvert(), "own"_a, "ranks"_a, "nodes"_a, "quota"_a.noconvert());
 }

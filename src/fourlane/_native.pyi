@@ -119,6 +119,14 @@ def split_equally(
     quota: NDArray[np.int32],
     tokens: NDArray[np.int64],
 ) -> float: ...
+def equal_tokens(
+    counts: Counts,
+    start: NDArray[np.int32],
+    slot: NDArray[np.int32],
+    rank: NDArray[np.int32],
+    slots: int,
+    tokens: NDArray[np.int64],
+) -> bool: ...
 def split_local_tokens(
     count: Counts,
     start: NDArray[np.int32],

@@ -44,6 +44,10 @@ template <typename Count>
 double split_equally(CountsView<Count> counts, const ReplicasView& replicas, std::span<std::int32_t> quota_GP,
                      std::span<std::int64_t> tokens_G);
 
+// Write tokens_G as `split_equally` would, and nothing else; false for counts it would not take.
+template <typename Count>
+bool equal_tokens(CountsView<Count> counts, const ReplicasView& replicas, std::span<std::int64_t> tokens_G);
+
 // Write how many of one rank's own tokens go to each slot, quota_P, as if every other rank had tokens like its own.
 // Shares that are no integers are rounded up on some ranks and down on others, so that together they come true.
 // False for counts that are negative or do not fit 32 bits; nothing is written then.

@@ -262,6 +262,31 @@ double split_equally(CountsView<Count> counts, const ReplicasView& replicas, std
 }
 
 template <typename Count>
+bool equal_tokens(CountsView<Count> counts, const ReplicasView& replicas, std::span<std::int64_t> tokens_G) {
+    std::vector<std::int64_t> total_E(at(counts.experts));
+    if (!sum_columns(counts, total_E)) return false;
+    std::fill(tokens_G.begin(), tokens_G.end(), 0);
+    for (std::int32_t e = 0; e < counts.experts; ++e) {
+        const std::int32_t first = replicas.start[at(e)];
+        const std::int32_t copies = replicas.start[at(e + 1)] - first;
+        if (copies == 1) {
+            tokens_G[at(replicas.rank[at(first)])] += total_E[at(e)];
+            continue;
+        }
+        const Count* count = counts.data + e;
+        for (std::int32_t g = 0; g < counts.ranks; ++g, count += counts.experts) {
+            const auto tokens = static_cast<std::int32_t>(*count);
+            std::int32_t at_replica = (g + e) % copies;
+            for (std::int32_t j = 0; j < copies; ++j) {
+                tokens_G[at(replicas.rank[at(first + at_replica)])] += tokens / copies + (j < tokens % copies ? 1 : 0);
+                at_replica = at_replica + 1 == copies ? 0 : at_replica + 1;
+            }
+        }
+    }
+    return true;
+}
+
+template <typename Count>
 bool split_local_tokens(std::span<const Count> count_E, const ReplicasView& replicas, std::int32_t rank,
                         std::int32_t nodes, std::span<std::int32_t> quota_P) {
     const std::int32_t experts = replicas.experts();
@@ -300,6 +325,7 @@ bool split_local_tokens(std::span<const Count> count_E, const ReplicasView& repl
                                  std::span<std::int64_t>);                                                          \
     template double split_equally(CountsView<Count>, const ReplicasView&, std::span<std::int32_t>,                  \
                                   std::span<std::int64_t>);                                                         \
+    template bool equal_tokens(CountsView<Count>, const ReplicasView&, std::span<std::int64_t>);                    \
     template bool split_local_tokens(std::span<const Count>, const ReplicasView&, std::int32_t, std::int32_t,       \
                                      std::span<std::int32_t>);
 FOURLANE_SPLITS_OF(std::int32_t)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement, Replicas
 
-__all__ = ["TokenSplit", "rank_tokens", "split_equally", "split_local_tokens", "split_tokens"]
+__all__ = ["TokenSplit", "equal_tokens", "rank_tokens", "split_equally", "split_local_tokens", "split_tokens"]
 
 MOST = 2**31 - 1  # tokens of one rank for one expert, and the width of a quota
 
@@ -88,6 +88,22 @@ def split_equally(count_GE: ArrayLike, placement: Placement, layer: int) -> Toke
     if bound < 0:
         raise _bad_count("count_GE", counts)
     return TokenSplit(quota_GP, tokens_G, bound)
+
+
+def equal_tokens(count_GE: ArrayLike, placement: Placement, layer: int) -> NDArray[np.int64]:
+    """Return the tokens each rank would compute by `split_equally`, [ranks], in a fraction of its time.
+
+    Raises:
+        BalanceInputError: an argument is wrong; the message begins with its name.
+    """
+    from fourlane import _native
+
+    counts = _counts(count_GE, (placement.ranks, placement.experts))
+    replicas = _replicas(placement, layer)
+    tokens_G = np.empty(placement.ranks, np.int64)
+    if not _native.equal_tokens(counts, replicas.start_E1, replicas.slot_R, replicas.rank_R, placement.slots, tokens_G):
+        raise _bad_count("count_GE", counts)
+    return tokens_G
 
 
 def split_local_tokens(

@@ -16,7 +16,14 @@ from split_cases import least_maximum, random_counts, random_placement
 
 from fourlane.errors import BalanceInputError
 from fourlane.policy.placement import Placement, linear_placement
-from fourlane.policy.token_split import TokenSplit, rank_tokens, split_equally, split_local_tokens, split_tokens
+from fourlane.policy.token_split import (
+    TokenSplit,
+    equal_tokens,
+    rank_tokens,
+    split_equally,
+    split_local_tokens,
+    split_tokens,
+)
 
 SUPPORT = Path(__file__).parents[2] / "support"
 
@@ -193,6 +200,16 @@ def test_tokens_left_over_from_equal_shares_go_to_another_replica_on_each_rank()
     assert split.tokens_G.tolist() == [1, 1, 1]
 
 
+@given(layers())
+@settings(deadline=None, max_examples=100)
+def test_the_tokens_of_equal_shares_are_known_without_the_shares(case: tuple[Placement, np.ndarray]) -> None:
+    placement, counts = case
+    for given_counts in (counts, counts.astype(np.int32)):
+        assert (
+            equal_tokens(given_counts, placement, 0).tolist() == split_equally(counts, placement, 0).tokens_G.tolist()
+        )
+
+
 def test_local_counts_alone_come_within_three_percent_of_all_counts_together() -> None:
     rng = np.random.default_rng(11)
     placement = random_placement(rng, ranks=32, experts=256, held=9)
@@ -236,6 +253,8 @@ def test_local_and_equal_splits_refuse_by_name_too() -> None:
         split_equally([[0, 0], [0, -1]], placement, 0)
     with pytest.raises(BalanceInputError, match=r"^layer: "):
         split_equally([[0, 0], [0, 1]], placement, 7)
+    with pytest.raises(BalanceInputError, match=r"^count_GE: .* got -2 at \[0, 1\]"):
+        equal_tokens([[0, -2], [0, 1]], placement, 0)
     with pytest.raises(BalanceInputError, match=r"^count_E: expected integers of shape \[2\]"):
         split_local_tokens([[1, 2]], placement, 0, rank=0)
     with pytest.raises(BalanceInputError, match=r"^count_E: .* got -3 at \[0\]"):

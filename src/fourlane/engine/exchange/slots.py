@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fourlane.engine.exchange.rows import Sorted, join_ranges, sort_by_slot
-from fourlane.policy.token_split import split_equally, split_tokens
+from fourlane.policy.token_split import equal_tokens, split_equally, split_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,14 +80,14 @@ class SlotTables:
         slots = self.layer(layer)
         if not slots.replicated:
             return slots.only_routes(count_GE, rank=self._rank)
-        equally = split_equally(count_GE, self._placement, layer)
-        chosen = split_tokens(count_GE, self._placement, layer) if split else equally
+        chosen = (split_tokens if split else split_equally)(count_GE, self._placement, layer)
+        equal_G = equal_tokens(count_GE, self._placement, layer) if split else chosen.tokens_G
         return Routes(
             count_E=count_GE.sum(axis=0),
             quota_P=chosen.quota_GP[self._rank].astype(np.int64),
             count_GS=slots.of_rank(chosen.quota_GP, self._rank).astype(np.int64),
             tokens_G=chosen.tokens_G,
-            fullest_if_equal=int(equally.tokens_G.max()),
+            fullest_if_equal=int(equal_G.max()),
         )
 
 
