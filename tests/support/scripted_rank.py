@@ -152,7 +152,6 @@ def _stats() -> RankStats:
         output_tokens=0,
         evictions=0,
         lane_bytes={},
-        expert_tokens_LE=[],
         balance_max_over_mean=1.0,
         memory_bytes=10 << 20,
     )

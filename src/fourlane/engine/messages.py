@@ -28,6 +28,7 @@ __all__ = [
     "KvAddress",
     "KvDelivered",
     "PeerLostReport",
+    "Phase",
     "Prefill",
     "RankStats",
     "Regroup",
@@ -46,7 +47,10 @@ __all__ = [
     "encode",
 ]
 
-VERSION = 1
+VERSION = 2
+T = TypeVar("T")
+Phase = Literal["prefill", "decode"]
+"""What a token is computed for: a prompt, or the text after it."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -238,7 +242,7 @@ class BalanceStats(msgspec.Struct, frozen=True, kw_only=True):
     `sum_of_max_split_L` [layers]: over the steps, the rows of the fullest rank as they were split over
     replicas; `sum_of_max_equal_L`: the same had each expert's tokens been spread evenly over its
     replicas; `sum_of_mean_L`: the rows of a rank on average. Max over mean of any span of time is the
-    quotient of the differences. All ranks of a group count the same.
+    quotient of the differences. The sums grow by the same on all ranks of a group.
     `placement_version` counts the layers committed since the placement the deployment began with.
     `experts_moved`, `migration_bytes`, `migration_s`: what this rank received, and how long that was
     under way. `migrations_failed`: layers given up. `forecast_balance`, `realised_balance`: of the last
@@ -264,8 +268,9 @@ class RankStats(_Message, frozen=True, kw_only=True):
     Units:
         *_s: seconds since the rank began; step_exchange_times: steps by the time they waited for
         the exchange, in the buckets of `durations`; lane_bytes: bytes sent by traffic class;
-        expert_tokens_LE: this rank's own tokens, per layer and logical expert, as totals
-        (flattened row-major [layers, experts]; empty when unchanged).
+        expert_tokens: by phase, how many of this rank's own tokens were routed to each expert, as totals
+        (flattened row-major [layers, experts]; a phase is left out while it does not change). Over all
+        ranks this is what was computed, wherever it was.
     """
 
     waiting: int
@@ -284,7 +289,7 @@ class RankStats(_Message, frozen=True, kw_only=True):
     output_tokens: int
     evictions: int
     lane_bytes: dict[str, int]
-    expert_tokens_LE: list[int]
+    expert_tokens: dict[Phase, list[int]] = {}
     balance_max_over_mean: float
     balance: BalanceStats = BalanceStats()
     memory_bytes: int
@@ -311,7 +316,6 @@ _encoder = msgspec.msgpack.Encoder()
 _to_rank = msgspec.msgpack.Decoder(ToRank)
 _from_rank = msgspec.msgpack.Decoder(FromRank)
 _PREFIX = VERSION.to_bytes(2, "big")
-T = TypeVar("T")
 
 
 def encode(message: ToRank | FromRank) -> bytes:

@@ -13,6 +13,7 @@ from fourlane.engine.messages import BalanceStats, RankStats
 
 if TYPE_CHECKING:
     from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.messages import Phase
     from fourlane.engine.scheduler import Scheduler
     from fourlane.lanes.connections import LaneBook
 
@@ -20,6 +21,7 @@ __all__ = ["StatsReporter", "resident_bytes"]
 
 BUSY_INTERVAL_S = 0.2
 IDLE_INTERVAL_S = 2.0
+LOAD_INTERVAL_S = 2.0
 MEMORY_INTERVAL_S = 10.0
 
 
@@ -44,7 +46,8 @@ class StatsReporter:
         self._scheduler = scheduler
         self._sent_at = 0.0
         self._steps_sent = -1
-        self._load_sent = -1
+        self._load_sent_at = -LOAD_INTERVAL_S
+        self._load_sent: dict[Phase, int] = {}
         self._memory = (0.0, 0)
 
     def count_step(self, seconds: float, *, exchange_s: float, empty: bool) -> None:
@@ -85,7 +88,6 @@ class StatsReporter:
         now = time.monotonic()
         scheduler = self._scheduler
         self._sent_at, self._steps_sent = now, self.steps
-        load = self._changed_load(counters)
         return RankStats(
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
@@ -104,19 +106,26 @@ class StatsReporter:
             evictions=scheduler.evictions,
             lane_bytes={"expert": counters.bytes_sent if counters else 0, "kv": kv_bytes}
             | ({"bulk": bulk_bytes} if bulk_bytes is not None else {}),
-            expert_tokens_LE=load,
+            expert_tokens=self._changed_load(counters, now),
             balance_max_over_mean=counters.balance if counters else 1.0,
             balance=_with_sums(migrations or BalanceStats(), counters),
             memory_bytes=self._resident(now),
             connections=lanes.opened(),
         )
 
-    def _changed_load(self, counters: ExchangeCounters | None) -> list[int]:
-        own_LE = counters.prefill_LE + counters.decode_LE if counters else None
-        if own_LE is None or int(own_LE.sum()) == self._load_sent:
-            return []
-        self._load_sent = int(own_LE.sum())
-        return own_LE.reshape(-1).tolist()
+    def _changed_load(self, counters: ExchangeCounters | None, now: float) -> dict[Phase, list[int]]:
+        """Return the loads of phases that have changed; the first time also those of none, to count from."""
+        if counters is None or now - self._load_sent_at < LOAD_INTERVAL_S:
+            return {}
+        changed: dict[Phase, list[int]] = {}
+        for phase, load_LE in counters.load_by_phase().items():
+            total = int(load_LE.sum())
+            if self._load_sent.get(phase) != total:
+                changed[phase] = load_LE.reshape(-1).tolist()
+                self._load_sent[phase] = total
+        if changed:
+            self._load_sent_at = now
+        return changed
 
     def _resident(self, now: float) -> int:
         measured_at, value = self._memory

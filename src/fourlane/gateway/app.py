@@ -1,7 +1,7 @@
 """The HTTP application: the OpenAI API, health, metrics and the page.
 
-An API key, if there is one, guards /v1; /health, /metrics, /stats and the page are open, as
-probes and scrapers have no keys: put a proxy in front where they must not be seen.
+An API key, if there is one, guards /v1; /health, /metrics, /stats, /experts/load and the page are
+open, as probes and scrapers have no keys: put a proxy in front where they must not be seen.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fourlane.gateway.refusals import error_response, of_status
 from fourlane.gateway.sse import Answer, EventStream, WholeAnswer
 from fourlane.gateway.stats import health, stats
 from fourlane.gateway.writers import ChatWriter, CompletionWriter
+from fourlane.spec.expert_files import load_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fourlane.gateway.prepare import Job
     from fourlane.gateway.state import GatewayState
     from fourlane.gateway.writers import Writer
+    from fourlane.spec.expert_files import LoadArrays
 
 __all__ = ["EmbeddedServer", "create_app"]
 
@@ -56,6 +58,7 @@ def create_app(state: GatewayState) -> Starlette:
             Route("/health/live", api.live),
             Route("/metrics", api.metrics),
             Route("/stats", api.stats),
+            Route("/experts/load", api.expert_load),
             *page_routes(),
         ],
         exception_handlers={
@@ -170,6 +173,13 @@ class Api:
         """Answer GET /stats: the figures of the page."""
         return _json(stats(self._state, asyncio.get_running_loop().time()))
 
+    async def expert_load(self, _: Request) -> Response:
+        """Answer GET /experts/load: which experts texts needed, in windows, as `fourlane experts` reads it."""
+        loads = self._state.router.expert_loads.by_phase()
+        source = f"gateway of {self._state.model.name}"
+        body = await asyncio.to_thread(_encode_loads, loads, source)
+        return Response(body, media_type="application/json")
+
     # errors
 
     async def on_refusal(self, _: Request, error: Exception) -> Response:
@@ -201,6 +211,10 @@ class Api:
 def _too_large(found: str, limit: int) -> InvalidRequest:
     message = f"the body has {found} bytes; the limit is {limit} (gateway.max_body)"
     return InvalidRequest(message, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+def _encode_loads(loads: dict[str, LoadArrays], source: str) -> bytes:
+    return msgspec.json.encode(load_document(loads, source=source), enc_hook=lambda array: array.tolist())
 
 
 def _json(value: object, status: int = HTTPStatus.OK) -> Response:

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from fourlane.engine.durations import BOUNDS_S
+from fourlane.gateway.expert_balance import balance_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +27,18 @@ _TOTALS = {
     "step_s": ("fourlane_step_seconds", "Time in steps."),
     "exchange_s": ("fourlane_exchange_seconds", "Time waiting for expert exchange."),
     "output_tokens": ("fourlane_rank_output_tokens", "Tokens sampled."),
+}
+_MIGRATION_GAUGES = {
+    "placement_version": ("fourlane_placement_version", "Layers committed since the first placement."),
+    "forecast_balance": ("fourlane_migration_forecast_balance", "Max over mean to be expected of the last migration."),
+    "realised_balance": ("fourlane_migration_realised_balance", "Max over mean that came of the last migration."),
+}
+_MIGRATIONS = {
+    "layers_migrated": ("fourlane_layers_migrated", "Layers whose experts were moved."),
+    "experts_moved": ("fourlane_experts_moved", "Experts received from other ranks."),
+    "migration_bytes": ("fourlane_migration_bytes", "Bytes of experts received."),
+    "migration_s": ("fourlane_migration_seconds", "Time migrations were under way."),
+    "migrations_failed": ("fourlane_migrations_failed", "Migrations given up; the placement stayed."),
 }
 _CACHE = {
     "prompt_tokens": ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
@@ -56,6 +69,7 @@ class RankCollector(Collector):
         """Yield the metrics of now."""
         yield from self._of_the_queue()
         yield from self._of_ranks()
+        yield from self._of_experts()
         yield from self._totals()
 
     def _of_the_queue(self) -> Iterator[Metric]:
@@ -88,6 +102,40 @@ class RankCollector(Collector):
         for pool, value in pool_balance(self._router.ranks.values()).items():
             balance.add_metric([pool], value)
         yield from (use, up, memory, restarts, balance)
+
+    def _of_experts(self) -> Iterator[Metric]:
+        """Yield how even pools are, layer by layer, and what moving experts took."""
+        balance = GaugeMetricFamily(
+            "fourlane_expert_balance",
+            "Rows of the fullest rank over the mean, lately: replicas sharing evenly (before), as split (after).",
+            labels=["pool", "layer", "split"],
+        )
+        for pool, ranks in self._pools().items():
+            found = balance_of(rank.balance for rank in ranks)
+            for split, value_L in (("before", found.before_L), ("after", found.after_L)) if found is not None else ():
+                for layer, value in enumerate(value_L):
+                    balance.add_metric([pool, str(layer), split], value)
+        yield balance
+        gauges = {
+            name: GaugeMetricFamily(metric, text, labels=["rank"]) for name, (metric, text) in _MIGRATION_GAUGES.items()
+        }
+        totals = {
+            name: CounterMetricFamily(metric, text, labels=["rank"]) for name, (metric, text) in _MIGRATIONS.items()
+        }
+        for rank in self._router.ranks.values():
+            for name, total in rank.migration_totals().items():
+                totals[name].add_metric([rank.name], total)
+            for name, family in gauges.items():
+                value = getattr(rank.stats.balance, name) if rank.stats is not None else None
+                if value is not None:
+                    family.add_metric([rank.name], value)
+        yield from (*gauges.values(), *totals.values())
+
+    def _pools(self) -> dict[str, list[RankView]]:
+        pools: dict[str, list[RankView]] = {}
+        for rank in self._router.ranks.values():
+            pools.setdefault(rank.role, []).append(rank)
+        return pools
 
     def _totals(self) -> Iterator[Metric]:
         name = self._router.metrics.model_name
@@ -129,11 +177,8 @@ class RankCollector(Collector):
         family = HistogramMetricFamily(
             "fourlane_step_exchange_seconds", "Time a step waited for expert exchange, all layers.", labels=["pool"]
         )
-        pools: dict[str, list[RankView]] = {}
-        for rank in self._router.ranks.values():
-            pools.setdefault(rank.role, []).append(rank)
         bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
-        for pool, ranks in pools.items():
+        for pool, ranks in self._pools().items():
             by_rank = [times for rank in ranks if (times := rank.step_exchange_times())]
             counts = [sum(column) for column in zip(*by_rank, strict=True)] or [0] * len(bounds)
             seconds = sum(rank.totals().get("exchange_s", 0) for rank in ranks)

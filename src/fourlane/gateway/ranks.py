@@ -9,6 +9,7 @@ from collections import OrderedDict
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from fourlane.gateway.expert_balance import RecentBalance
 from fourlane.policy.request_routing import DecodeCandidate, PrefillCandidate, prefix_tokens
 
 if TYPE_CHECKING:
@@ -19,10 +20,22 @@ if TYPE_CHECKING:
     from fourlane.lanes.connections import LikeConnections
     from fourlane.spec.deployment import Deployment, Pool
 
-__all__ = ["QUEUE_CHUNKS", "TOTALS", "RankLink", "RankState", "RankView", "expected_ranks", "rank_name"]
+__all__ = [
+    "MIGRATION_TOTALS",
+    "QUEUE_CHUNKS",
+    "TOTALS",
+    "RankLink",
+    "RankState",
+    "RankView",
+    "expected_ranks",
+    "rank_name",
+]
 
 QUEUE_CHUNKS = 8
 """Prefill chunks a rank may have queued before further prompts wait in the gateway."""
+
+MIGRATION_TOTALS = ("layers_migrated", "experts_moved", "migration_bytes", "migration_s", "migrations_failed")
+"""The running totals in `RankStats.balance`."""
 
 TOTALS = ("steps", "idle_steps", "step_s", "exchange_s", "prompt_tokens", "cached_tokens", "output_tokens", "evictions")
 """The running totals in `RankStats`."""
@@ -76,10 +89,12 @@ class RankView:
         """Prompt tokens sent to it whose first token has not come."""
         self.blocked_until = 0.0
         """It refused a reservation: no more before this time, or its next figures."""
-        self.expert_tokens: list[int] = []
-        """Tokens computed a layer and expert, [layers * experts], the last it sent."""
+        self.expert_tokens: dict[str, list[int]] = {}
+        """Its tokens routed to each expert, [layers * experts], by phase; the last it sent."""
+        self.balance = RecentBalance()
         self._lanes_before: dict[str, int] = {}
         self._before: dict[str, float] = {}
+        self._migrations_before: dict[str, float] = {}
         self._step_exchange_before: list[int] = []
         """Totals of its earlier processes, so that they do not fall when it restarts."""
         self._seen: OrderedDict[bytes, None] = OrderedDict()
@@ -138,15 +153,16 @@ class RankView:
         self.detail = reason
         self._seen.clear()
         self._lanes_before, self._before = self.lane_bytes(), self.totals()
+        self._migrations_before = self.migration_totals()
         self._step_exchange_before = self.step_exchange_times()
         self.stats = None
 
-    def report(self, stats: RankStats) -> None:
+    def report(self, stats: RankStats, now: float) -> None:
         """Take its latest figures."""
         self.stats = stats
         self.blocked_until = 0.0
-        if stats.expert_tokens_LE:
-            self.expert_tokens = stats.expert_tokens_LE
+        self.expert_tokens |= stats.expert_tokens
+        self.balance.report(stats.balance, now)
 
     def lane_bytes(self) -> dict[str, int]:
         """Return bytes sent by traffic class since the service began, over all its processes."""
@@ -165,6 +181,12 @@ class RankView:
         """Return its running totals (the names of `TOTALS`) since the service began, over all its processes."""
         now = self.stats
         return {name: self._before.get(name, 0) + (getattr(now, name) if now is not None else 0) for name in TOTALS}
+
+    def migration_totals(self) -> dict[str, float]:
+        """Return its totals of experts moved (the names of `MIGRATION_TOTALS`), over all its processes."""
+        now = self.stats.balance if self.stats is not None else None
+        before = self._migrations_before
+        return {name: before.get(name, 0) + (getattr(now, name) if now is not None else 0) for name in MIGRATION_TOTALS}
 
     def step_exchange_times(self) -> list[int]:
         """Return its steps by their time in the exchange, over all its processes; empty before any report."""

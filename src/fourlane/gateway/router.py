@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fourlane.engine.messages import Failed, KvDelivered, RankStats, Reserved, TokenEvent, Tokens
 from fourlane.errors import InvalidRequest, Overloaded, ServiceUnavailable
+from fourlane.gateway.expert_loads import ExpertLoads
 from fourlane.gateway.generation import Attempt, Choice, Generation, GenerationRequest
 from fourlane.gateway.ledger import Ledger
 from fourlane.gateway.limits import Limits, stall_of, timed_out
@@ -40,6 +41,7 @@ class Router:
         self.metrics = metrics
         self.started_at = 0.0
         self.ranks: dict[str, RankView] = expected_ranks(deployment)
+        self.expert_loads = ExpertLoads()
         self._block_size = deployment.kv_cache.block_size
         self._line = WaitingLine()
         self._ledger = Ledger(link, self._block_size)
@@ -115,6 +117,7 @@ class Router:
         """Note that a rank's process has gone; what depended on it is tried again elsewhere."""
         rank = self._rank(name)
         rank.down(reason)
+        self.expert_loads.forget(name)
         for attempt in list(rank.attempts):
             if attempt.decode is rank or attempt.state == "prefilling":
                 self._retry(attempt, f"rank {name} was lost ({reason})", culprit=rank)
@@ -228,7 +231,7 @@ class Router:
         if isinstance(message, Tokens):
             self._on_tokens(message)
         elif isinstance(message, RankStats):
-            self._rank(name).report(message)
+            self._on_stats(self._rank(name), message)
         elif isinstance(message, Reserved):
             self._on_reserved(message)
         elif isinstance(message, KvDelivered):
@@ -239,6 +242,12 @@ class Router:
             return
         if self._line:
             self._pump()
+
+    def _on_stats(self, rank: RankView, stats: RankStats) -> None:
+        rank.report(stats, self._now())
+        if rank.hello is not None and stats.expert_tokens:
+            shape = (rank.hello.layers, rank.hello.experts)
+            self.expert_loads.report(rank.name, stats.expert_tokens, shape, self._now())
 
     def _on_tokens(self, message: Tokens) -> None:
         now = self._now()

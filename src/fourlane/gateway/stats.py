@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fourlane.gateway.expert_balance import balance_of
 from fourlane.gateway.figures import percentile
 from fourlane.gateway.lanes import LaneState, lane_states
 from fourlane.gateway.rank_metrics import pool_balance
@@ -22,12 +23,26 @@ LARGEST_HEAT = 8192
 """Cells (layers times experts) up to which a pool's expert use is shown layer by layer."""
 
 
+class PoolBalance(msgspec.Struct, kw_only=True):
+    """Rows of the fullest rank over the mean, all layers, lately.
+
+    "before": had each expert's tokens been spread evenly over its replicas; "after": as they were split.
+    """
+
+    before: float
+    after: float
+
+
 class PoolHealth(msgspec.Struct, kw_only=True):
-    """A pool's ranks: how many serve, how many there should be, what is the matter with the others."""
+    """A pool's ranks: how many serve, how many there should be, what is the matter with the others.
+
+    `balance` is None before there were tokens.
+    """
 
     ready: int
     ranks: int
     problems: dict[str, str]
+    balance: PoolBalance | None
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -96,8 +111,14 @@ def health(state: GatewayState) -> Health:
     pools: dict[str, PoolHealth] = {}
     for role, ranks in _by_pool(state).items():
         problems = {rank.name: f"{rank.state}: {rank.detail}" for rank in ranks if rank.state != "ready"}
-        pools[role] = PoolHealth(ready=len(ranks) - len(problems), ranks=len(ranks), problems=problems)
+        ready = len(ranks) - len(problems)
+        pools[role] = PoolHealth(ready=ready, ranks=len(ranks), problems=problems, balance=_balance(ranks))
     return Health(status=_status(state, pools), model=state.model.name, pools=pools, lanes=lanes_now(state))
+
+
+def _balance(ranks: list[RankView]) -> PoolBalance | None:
+    found = balance_of(rank.balance for rank in ranks)
+    return None if found is None else PoolBalance(before=round(found.before, 4), after=round(found.after, 4))
 
 
 def lanes_now(state: GatewayState) -> dict[str, LaneState]:
@@ -183,7 +204,8 @@ def _heat(ranks: list[RankView]) -> list[list[int]]:
     """Return tokens by layer and expert, summed over a pool's ranks; by expert alone if that is too much."""
     shape = next(((rank.hello.layers, rank.hello.experts) for rank in ranks if rank.hello is not None), (0, 0))
     layers, experts = shape
-    known = [rank.expert_tokens for rank in ranks if len(rank.expert_tokens) == layers * experts]
+    phases = (tokens for rank in ranks for tokens in rank.expert_tokens.values())
+    known = [tokens for tokens in phases if len(tokens) == layers * experts]
     if not known or not experts:
         return []
     total = [sum(column) for column in zip(*known, strict=True)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fourlane.engine.batches import build_batch
 from fourlane.engine.kv_cache import BlockPool
 from fourlane.engine.messages import KvAddress, Sampling, SequenceSpec
 from fourlane.engine.scheduler import Limits, Scheduler
@@ -50,6 +52,30 @@ def test_a_long_prompt_is_computed_in_chunks_and_decodes_come_first() -> None:
     assert [(part.sequence.sequence_id, part.tokens) for part in rank.schedule().parts] == [(1, 1), (2, 9)]
     assert run_step(rank) == [(1, 7, None)]
     assert rank.running[1].computed == 9
+
+
+def test_the_rows_of_decoded_tokens_are_told_from_pieces_of_prompts() -> None:
+    rank = scheduler(chunk_tokens=10)
+    for name, prompt in ((1, 3), (2, 1), (3, 11)):
+        rank.submit(sequence(name, prompt))
+    found = []
+    for _ in range(3):
+        rank.admit()
+        rank.make_room()
+        step = rank.schedule()
+        batch = build_batch(step, block_size=4, device=torch.device("cpu"))
+        assert batch.decode_row_N is not None
+        decoded = batch.decode_row_N.tolist()
+        found.append([(part.sequence.sequence_id, part.tokens, part.decodes) for part in step.parts])
+        assert [row in decoded for row, _ in enumerate(batch.token_ids_T)] == [
+            decodes for _, tokens, decodes in found[-1] for _ in range(tokens)
+        ]
+        rank.commit(step, [7] * len(step.sampling))
+    assert found == [
+        [(1, 3, False), (2, 1, False), (3, 6, False)],
+        [(1, 1, True), (2, 1, True), (3, 5, False)],
+        [(1, 1, True), (2, 1, True), (3, 1, True)],
+    ]
 
 
 def test_a_sequence_ends_at_max_tokens_and_gives_its_pages_back() -> None:

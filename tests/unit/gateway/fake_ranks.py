@@ -117,7 +117,7 @@ class FakeRanks:
             "waiting": 0, "running": 1, "reserved": 0, "queued_tokens": 0, "free_blocks": 48, "total_blocks": 64,
             "steps": 10, "step_s": 1.0, "exchange_s": 0.25, "idle_steps": 2, "prompt_tokens": 100,
             "cached_tokens": 40, "output_tokens": 60, "evictions": 0, "lane_bytes": {"expert": 1000, "kv": 500},
-            "expert_tokens_LE": list(range(16)), "balance_max_over_mean": 1.5, "memory_bytes": 1 << 28,
+            "expert_tokens": {"decode": list(range(16))}, "balance_max_over_mean": 1.5, "memory_bytes": 1 << 28,
         }  # fmt: skip
         message = RankStats(**(known | values))
         self._say(name, message)

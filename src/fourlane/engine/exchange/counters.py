@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from fourlane.engine.messages import Phase
 
 __all__ = ["ExchangeCounters"]
 
@@ -10,8 +15,8 @@ __all__ = ["ExchangeCounters"]
 class ExchangeCounters:
     """Running totals of one rank.
 
-    `load_LE` [layers, experts]: tokens that all ranks of the group routed to each expert; the same on
-    every rank of it. `prefill_LE`, `decode_LE`: those of this rank's own tokens, by phase.
+    `load_LE` [layers, experts]: tokens that all ranks of the group routed to each expert; it grows by the
+    same on every rank. `prefill_LE`, `decode_LE`: those of this rank's own tokens, by phase.
     Balance is kept a layer, as sums over steps: `max_split_L` of the fullest rank's rows, `max_equal_L`
     of what they had been with each expert's tokens spread evenly over its replicas, `mean_L` of the
     mean. `balance` is sum of maxima over sum of means: what a pass really waits for.
@@ -57,6 +62,10 @@ class ExchangeCounters:
         if decode_E is not None:
             self.prefill_LE[layer] -= decode_E
             self.decode_LE[layer] += decode_E
+
+    def load_by_phase(self) -> dict[Phase, np.ndarray]:
+        """Return this rank's own tokens routed to each expert, [layers, experts], by phase."""
+        return {"prefill": self.prefill_LE, "decode": self.decode_LE}
 
     @property
     def balance(self) -> float:
