@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fourlane.errors import EnvironmentMissing, SpecError
+from fourlane.integrations.eplb import without_doubles
 from fourlane.policy.placement import EMPTY, Placement
+from fourlane.spec.expert_files import LoadArrays
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,15 +89,16 @@ def read_physical_to_logical(path: str | Path, *, ranks: int, experts: int | Non
         raise SpecError(f"{path}: {key}: {fault}") from None
 
 
-def read_recorded_loads(*paths: str | Path) -> np.ndarray:
-    """Read dumps of SGLang's expert distribution recorder as load_WLE, one window a forward pass.
+def read_recorded_loads(*paths: str | Path) -> LoadArrays:
+    """Read dumps of SGLang's expert distribution recorder, one window a forward pass.
 
     Modes `stat` and `stat_approx` leave one file, `logical_count`; mode `per_pass` leaves one a rank, to be given
     together: the passes are put in order and summed over the ranks. Passes in which no expert got a token
-    (the recorder's buffer before it was full) are left out. The recorder does not say which passes were prefill.
+    (the recorder's buffer before it was full) are left out. The recorder does not say which passes were prefill:
+    `write_loads(path, {"mixed": ...})` of `spec.expert_files` takes what is returned here.
 
     Returns:
-        [passes, layers, experts] int64; layers without experts are zero.
+        load_WLE int64, [passes, layers, experts]; layers without experts are zero.
 
     Raises:
         SpecError: another file, files that do not belong together, or no tokens at all.
@@ -116,15 +119,7 @@ def read_recorded_loads(*paths: str | Path) -> np.ndarray:
     load_WLE = load_WLE[load_WLE.any(axis=(1, 2))]
     if not load_WLE.size:
         raise SpecError(f"{', '.join(map(str, dumps))}: no expert got a token; record while requests are served")
-    return load_WLE
-
-
-def without_doubles(table_LP: np.ndarray, ranks: int) -> np.ndarray:
-    """Return the table with every slot empty whose expert its rank holds in an earlier slot as well."""
-    slots_LGS = table_LP.reshape(table_LP.shape[0], ranks, -1)
-    same = slots_LGS[..., :, None] == slots_LGS[..., None, :]
-    earlier = np.tril(np.ones(same.shape[-2:], dtype=bool), k=-1)
-    return np.where((same & earlier).any(axis=-1), EMPTY, slots_LGS).reshape(table_LP.shape)
+    return LoadArrays(load_WLE, window_steps=1, source="SGLang")
 
 
 def _sum_of_passes(dumps: Mapping[Path, Mapping[str, Any]]) -> np.ndarray:

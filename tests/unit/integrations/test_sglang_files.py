@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from fourlane.cli import main
 from fourlane.errors import SpecError
 from fourlane.integrations.sglang_files import (
     read_physical_to_logical,
     read_recorded_loads,
-    without_doubles,
     write_init_expert_location,
 )
 from fourlane.policy.placement import Placement
+from fourlane.spec.expert_files import read_loads, write_loads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,10 +74,6 @@ def test_second_copies_on_a_rank_are_read_as_empty_slots(tmp_path: Path) -> None
     assert read_physical_to_logical(path, ranks=2).slot_of_LP.tolist() == [[0, -1, 1, 2]]
 
 
-def test_the_first_of_three_copies_on_a_rank_stays() -> None:
-    assert without_doubles(np.array([[5, 5, 5, 5, 1, 5]]), ranks=2).tolist() == [[5, -1, -1, 5, 1, -1]]
-
-
 def test_a_recording_in_mode_stat_is_read_without_the_empty_part_of_its_buffer(tmp_path: Path) -> None:
     count = torch.zeros((4, 3, 5), dtype=torch.int32)
     count[1, 1:] = torch.arange(10).reshape(2, 5)
@@ -83,7 +81,7 @@ def test_a_recording_in_mode_stat_is_read_without_the_empty_part_of_its_buffer(t
     torch.save(
         {"rank": 0, "logical_count": count, "average_utilization_rate_over_window": None}, tmp_path / "recorder.pt"
     )
-    load_WLE = read_recorded_loads(tmp_path / "recorder.pt")
+    load_WLE = read_recorded_loads(tmp_path / "recorder.pt").load_WLE
     assert load_WLE.dtype == np.int64
     np.testing.assert_array_equal(load_WLE, count.numpy()[[1, 3]])
 
@@ -103,11 +101,14 @@ def recording_of_rank(rank: int, passes: dict[int, list[int]]) -> dict[str, obje
     }
 
 
-def test_a_recording_in_mode_per_pass_is_summed_over_ranks_and_replicas(tmp_path: Path) -> None:
+def test_a_recording_in_mode_per_pass_is_summed_over_ranks_and_replicas_and_can_be_kept(tmp_path: Path) -> None:
     torch.save(recording_of_rank(0, {7: [1, 2, 0, 0], 6: [9, 0, 0, 0]}), tmp_path / "0.pt")
     torch.save(recording_of_rank(1, {6: [0, 0, 4, 5], 7: [0, 0, 3, 4]}), tmp_path / "1.pt")
-    load_WLE = read_recorded_loads(tmp_path / "0.pt", tmp_path / "1.pt")
-    assert load_WLE.tolist() == [[[14, 0, 4]], [[5, 2, 3]]]
+    loads = read_recorded_loads(tmp_path / "0.pt", tmp_path / "1.pt")
+    assert loads.load_WLE.tolist() == [[[14, 0, 4]], [[5, 2, 3]]]
+    write_loads(tmp_path / "loads.json", {"mixed": loads})
+    kept = read_loads(tmp_path / "loads.json")["mixed"]
+    assert (kept.load_WLE.tolist(), kept.window_steps) == (loads.load_WLE.tolist(), 1)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,10 @@ def test_a_file_that_could_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nowhere\.pt: no such file"):
         read_recorded_loads(tmp_path / "nowhere.pt")
+
+
+def test_the_command_line_reads_a_recording(tmp_path: Path) -> None:
+    torch.save({"rank": 0, "logical_count": torch.arange(1, 21).reshape(1, 4, 5)}, tmp_path / "recorder.pt")
+    run = CliRunner().invoke(main, ["experts", "show", str(tmp_path / "recorder.pt"), "--json"])
+    assert run.exit_code == 0, run.output
+    assert '"mixed"' in run.output

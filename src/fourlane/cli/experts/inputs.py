@@ -60,12 +60,12 @@ def loads_of(source: str) -> dict[str, LoadArrays]:
         SpecError: there is nothing to be read, or it holds no loads.
         EnvironmentMissing: it needs a package that is not installed.
     """
-    from fourlane.spec.expert_files import LoadArrays, read_loads
+    from fourlane.spec.expert_files import read_loads
 
     if source.endswith(".pt"):
         from fourlane.integrations.sglang import read_recorded_loads
 
-        return {"mixed": LoadArrays(read_recorded_loads(source), source="SGLang")}
+        return {"mixed": read_recorded_loads(source)}
     if not source.startswith(("http://", "https://")):
         return read_loads(Path(source))
     return _loads_in(_fetch(source), source)

@@ -1,0 +1,81 @@
+"""What engines' balancers have in common: switches in the environment, one call for a new map of slots.
+
+Engines call a balancer on every rank and never compare the results, so all of it follows from the arguments
+and the environment alone. No torch here; each engine's module turns its tensors into arrays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fourlane.errors import BalanceInputError, SpecError
+from fourlane.policy.placement import EMPTY, place_experts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["keep_slots", "map_slots", "switched_on", "without_doubles"]
+
+
+def switched_on(environment: Mapping[str, str], name: str) -> bool:
+    """Tell whether a variable is 1 rather than 0, empty or unset.
+
+    Raises:
+        SpecError: another value.
+    """
+    value = environment.get(name, "").strip()
+    if value not in {"", "0", "1"}:
+        raise SpecError(f"{name}: expected 1 (on) or 0 (off), got {value!r}")
+    return value == "1"
+
+
+def map_slots(load: np.ndarray, *, ranks: int, slots: int, held_LP: np.ndarray | None) -> np.ndarray:
+    """Return which expert each physical slot is to hold, [layers, slots] int64, no slot empty.
+
+    Engines split an expert's tokens blindly over its replicas, so the placement is the best for equal shares. It is
+    global: groups of experts are not kept on nodes.
+
+    Args:
+        load: tokens an expert got, [layers, experts] or [windows, layers, experts].
+        ranks: ranks that share the slots.
+        slots: physical slots of all ranks.
+        held_LP: the map in force: what stays on a rank stays in its slot. None, or one of another width: there is none.
+
+    Raises:
+        BalanceInputError: sizes that do not fit together, or loads that are not finite and >= 0.
+    """
+    placement = place_experts(load, ranks=ranks, slots=slots, split_aware=False)
+    table_LP = placement.slot_of_LP.astype(np.int64)
+    if (table_LP == EMPTY).any():
+        raise BalanceInputError(
+            f"slots: {slots} on {ranks} ranks cannot all be filled without two replicas of an expert on one rank"
+        )
+    return table_LP if held_LP is None or held_LP.shape != table_LP.shape else keep_slots(table_LP, held_LP, ranks)
+
+
+def without_doubles(table_LP: np.ndarray, ranks: int) -> np.ndarray:
+    """Return the table with every slot empty whose expert its rank holds in an earlier slot as well."""
+    slots_LGS = table_LP.reshape(table_LP.shape[0], ranks, -1)
+    same = slots_LGS[..., :, None] == slots_LGS[..., None, :]
+    earlier = np.tril(np.ones(same.shape[-2:], dtype=bool), k=-1)
+    return np.where((same & earlier).any(axis=-1), EMPTY, slots_LGS).reshape(table_LP.shape)
+
+
+def keep_slots(table_LP: np.ndarray, held_LP: np.ndarray, ranks: int) -> np.ndarray:
+    """Return the table with experts that stay on their rank in the slots they have there now.
+
+    What is new on a rank takes the slots left over, in order. The rank's experts stay the same.
+    """
+    layers, slots = table_LP.shape
+    new_LGS = table_LP.reshape(layers, ranks, -1)
+    held_LGS = without_doubles(held_LP, ranks).reshape(layers, ranks, -1)
+    stays = (held_LGS[..., :, None] == new_LGS[..., None, :]) & (held_LGS[..., :, None] != EMPTY)
+    slot_stays, expert_stays = stays.any(axis=-1), stays.any(axis=-2)
+    # Free slots first and arriving experts first, each in order: the i-th free slot takes the i-th arrival.
+    order_of_slots = np.argsort(slot_stays, axis=-1, kind="stable")
+    order_of_experts = np.argsort(expert_stays, axis=-1, kind="stable")
+    kept_LGS = np.empty_like(new_LGS)
+    np.put_along_axis(kept_LGS, order_of_slots, np.take_along_axis(new_LGS, order_of_experts, axis=-1), axis=-1)
+    return np.where(slot_stays, held_LGS, kept_LGS).reshape(layers, slots).astype(table_LP.dtype)
