@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <stdexcept>
@@ -57,11 +58,21 @@ void place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_u
     }
 }
 
+std::int64_t lower_bound(const LayerNumbers& loads, std::int64_t ranks, std::int64_t slots_per_rank) {
+    const std::span<const std::int64_t> load{loads.data(), loads.size()};
+    require(std::all_of(load.begin(), load.end(), [](std::int64_t value) { return value >= 0 && value >> 40 == 0; }),
+            "load: expected numbers in 0 .. 2^40 - 1");
+    const nb::gil_scoped_release released;
+    return balance::lower_bound(load, ranks, slots_per_rank);
+}
+
 }  // namespace
 
 void bind_balance(nb::module_& module) {
     module.def("choose_copies", &choose_copies, "cost"_a.noconvert(), "slots"_a, "copies"_a.noconvert(),
                "Write how many replicas each expert gets so that the costliest one costs least; the GIL is released.");
+    module.def("lower_bound", &lower_bound, "load"_a.noconvert(), "ranks"_a, "slots_per_rank"_a,
+               "Return a load that the fullest rank has in every placement with equal shares; the GIL is released.");
     module.def("place", &place, "cost"_a.noconvert(), "ranks"_a, "ranks_per_unit"_a, "good_enough"_a.noconvert(), "steps"_a,
                "seed"_a, "slots"_a.noconvert(), "Write a placement of each layer into `slots`; the GIL is released.");
 }

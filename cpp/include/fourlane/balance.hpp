@@ -37,4 +37,7 @@ struct PlacementTask {
 // costs. Throws std::invalid_argument if experts do not fit.
 std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P);
 
+// Return a load that the fullest rank has in every placement, an expert's load being shared equally by its replicas.
+std::int64_t lower_bound(std::span<const std::int64_t> load_E, std::int64_t ranks, std::int64_t slots_per_rank);
+
 }  // namespace fourlane::balance

@@ -3,30 +3,15 @@
 #include <stdexcept>
 #include <vector>
 
+#include "draws.hpp"
 #include "fourlane/balance.hpp"
 #include "layout.hpp"
+#include "pair_counts.hpp"
 #include "search.hpp"
 
 namespace fourlane::balance {
 
 namespace {
-
-// A sequence of draws that a seed decides (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014).
-class Draws {
-public:
-    explicit Draws(std::uint64_t seed) : state_(seed) {}
-    std::int32_t below(std::int32_t end) {
-        state_ += 0x9e3779b97f4a7c15;
-        std::uint64_t z = state_;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-        z ^= z >> 31;
-        return static_cast<std::int32_t>((z >> 32) * static_cast<std::uint64_t>(end) >> 32);
-    }
-
-private:
-    std::uint64_t state_;
-};
 
 // Exchange an expert of the fullest rank for another, at random.
 void shake(Layout& layout, Draws& draws) {
@@ -46,9 +31,12 @@ std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P) 
     if (slots < task.cost.experts) throw std::invalid_argument("slots: expected at least one for each expert");
     std::vector<std::int32_t> copies_E(static_cast<std::size_t>(task.cost.experts));
     choose_copies(task.cost, std::min(slots, task.cost.experts * task.cost.most), copies_E);
+    std::int64_t steps = task.steps;
+    if (task.slots_per_rank == 2) {
+        PairCounts(task.cost, slots, copies_E, task.seed).improve(task.good_enough, task.steps);
+    }
     Layout best(task);
     best.pack(copies_E);
-    std::int64_t steps = task.steps;
     {
         Search search(best, steps);
         search.descend(task.good_enough);
