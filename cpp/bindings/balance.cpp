@@ -1,11 +1,13 @@
 // Python's view of the balancer: shapes are checked here, ranges in the core.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <span>
 #include <stdexcept>
+#include <vector>
 
 #include "fourlane/balance.hpp"
 
@@ -39,14 +41,16 @@ using LayerCosts = nb::ndarray<const std::int64_t, nb::ndim<3>, nb::c_contig, nb
 using LayerSlots = nb::ndarray<std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using LayerNumbers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-void place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_unit, const LayerNumbers& good_enough,
-           std::int64_t steps, std::uint64_t seed, const LayerSlots& slots) {
+std::vector<std::int64_t> place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_unit,
+                                const LayerNumbers& good_enough, std::int64_t steps, std::uint64_t seed,
+                                const LayerSlots& slots) {
     require(costs.shape(1) >= 1 && costs.shape(2) >= 1, "cost: expected [layers, experts, most replicas], none of them 0");
     require(ranks >= 1 && ranks_per_unit >= 1 && ranks % ranks_per_unit == 0, "ranks: expected a multiple of those of a unit");
     require(slots.shape(0) == costs.shape(0) && slots.shape(1) % static_cast<std::size_t>(ranks) == 0,
             "slots: expected a row for each layer, and equally many slots for each rank");
     require(good_enough.shape(0) == costs.shape(0), "good_enough: expected one for each layer");
     const std::size_t experts = costs.shape(1), most = costs.shape(2), width = slots.shape(1);
+    std::vector<std::int64_t> greatest(costs.shape(0));
     const nb::gil_scoped_release released;
     for (std::size_t layer = 0; layer < costs.shape(0); ++layer) {
         const balance::CostView cost{costs.data() + layer * experts * most, static_cast<std::int64_t>(experts),
@@ -54,8 +58,9 @@ void place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_u
         const balance::PlacementTask task{cost,          ranks,
                                           static_cast<std::int32_t>(width) / ranks,
                                           ranks_per_unit, good_enough.data()[layer], steps, seed};
-        balance::place(task, {slots.data() + layer * width, width});
+        greatest[layer] = balance::place(task, {slots.data() + layer * width, width});
     }
+    return greatest;
 }
 
 std::int64_t lower_bound(const LayerNumbers& loads, std::int64_t ranks, std::int64_t slots_per_rank) {
@@ -74,5 +79,5 @@ void bind_balance(nb::module_& module) {
     module.def("lower_bound", &lower_bound, "load"_a.noconvert(), "ranks"_a, "slots_per_rank"_a,
                "Return a load that the fullest rank has in every placement with equal shares; the GIL is released.");
     module.def("place", &place, "cost"_a.noconvert(), "ranks"_a, "ranks_per_unit"_a, "good_enough"_a.noconvert(), "steps"_a,
-               "seed"_a, "slots"_a.noconvert(), "Write a placement of each layer into `slots`; the GIL is released.");
+               "seed"_a, "slots"_a.noconvert(), "Write a placement of each layer into `slots`; return what its costliest rank costs; the GIL is released.");
 }

@@ -79,7 +79,7 @@ def place(
     steps: int,
     seed: int,
     slots: NDArray[np.int32],
-) -> None: ...
+) -> list[int]: ...
 def design_for_splitting(
     slots: NDArray[np.int32],
     cost: NDArray[np.int64],

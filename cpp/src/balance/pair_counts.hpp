@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
-#include "draws.hpp"
 #include "fourlane/balance.hpp"
+#include "random.hpp"
 
 namespace fourlane::balance {
 
@@ -34,7 +34,7 @@ private:
     CostView cost_;
     std::size_t slots_;
     std::span<std::int32_t> copies_E_;
-    Draws draws_;
+    Random draws_;
     std::vector<std::int32_t> hottest_E_;  // experts, the costliest first
     Cost target_ = 0, excess_ = 0;
     std::vector<Cost> values_P_, tried_P_;  // what replicas cost, the costliest first

@@ -3,10 +3,10 @@
 #include <stdexcept>
 #include <vector>
 
-#include "draws.hpp"
 #include "fourlane/balance.hpp"
 #include "layout.hpp"
 #include "pair_counts.hpp"
+#include "random.hpp"
 #include "search.hpp"
 
 namespace fourlane::balance {
@@ -14,7 +14,7 @@ namespace fourlane::balance {
 namespace {
 
 // Exchange an expert of the fullest rank for another, at random.
-void shake(Layout& layout, Draws& draws) {
+void shake(Layout& layout, Random& draws) {
     const std::int32_t slot = layout.fullest() * layout.width() + draws.below(layout.width());
     for (int attempt = 0; attempt < 8; ++attempt) {
         const std::int32_t other = draws.below(layout.slots());
@@ -42,7 +42,7 @@ std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P) 
         search.descend(task.good_enough);
         steps = search.steps_left();
     }
-    Draws draws(task.seed);
+    Random draws(task.seed);
     while (steps > 0 && best.greatest() > task.good_enough) {
         Layout tried = best;
         shake(tried, draws);

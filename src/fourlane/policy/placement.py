@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourlane.policy.expert_cost import TOKENS
+from fourlane.policy.placing.bounds import lower_bound, redundancy_per_layer
 from fourlane.policy.placing.split_aware import DesignRules, Leaning, checked_leaning, design_for_splitting
 from fourlane.policy.placing.task import Shape, checked_loads, checked_shape, checked_slots, fixed_point
 from fourlane.policy.placing.value import EMPTY, Placement, Replicas, linear_placement
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
 
     from fourlane.policy.expert_cost import ReplicaCost
 
-__all__ = ["EMPTY", "Leaning", "Placement", "Replicas", "linear_placement", "place_experts"]
+__all__ = [
+    "EMPTY",
+    "Leaning",
+    "Placement",
+    "Replicas",
+    "linear_placement",
+    "lower_bound",
+    "place_experts",
+    "redundancy_per_layer",
+]
 
 GOOD_ENOUGH = 2**13
 """The search stops within 1/8192 of perfect balance."""
