@@ -39,15 +39,23 @@ void choose_copies(const Costs& costs, std::int64_t slots, const Copies& copies)
 
 using LayerCosts = nb::ndarray<const std::int64_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using LayerSlots = nb::ndarray<std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstLayerSlots = nb::ndarray<const std::int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using LayerNumbers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::vector<std::int64_t> place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_unit,
                                 const LayerNumbers& good_enough, std::int64_t steps, std::uint64_t seed,
+                                const ConstLayerSlots& previous, std::int32_t moves, std::int64_t hardly,
                                 const LayerSlots& slots) {
     require(costs.shape(1) >= 1 && costs.shape(2) >= 1, "cost: expected [layers, experts, most replicas], none of them 0");
     require(ranks >= 1 && ranks_per_unit >= 1 && ranks % ranks_per_unit == 0, "ranks: expected a multiple of those of a unit");
     require(slots.shape(0) == costs.shape(0) && slots.shape(1) % static_cast<std::size_t>(ranks) == 0,
             "slots: expected a row for each layer, and equally many slots for each rank");
+    require(previous.shape(0) == 0 || (previous.shape(0) == slots.shape(0) && previous.shape(1) == slots.shape(1)),
+            "previous: expected no row, or as many slots for each layer");
+    const std::span<const std::int32_t> held{previous.data(), previous.size()};
+    const auto experts_end = static_cast<std::int32_t>(costs.shape(1));
+    require(std::all_of(held.begin(), held.end(), [=](std::int32_t e) { return e >= -1 && e < experts_end; }),
+            "previous: no such expert");
     require(good_enough.shape(0) == costs.shape(0), "good_enough: expected one for each layer");
     const std::size_t experts = costs.shape(1), most = costs.shape(2), width = slots.shape(1);
     std::vector<std::int64_t> greatest(costs.shape(0));
@@ -57,7 +65,8 @@ std::vector<std::int64_t> place(const LayerCosts& costs, std::int32_t ranks, std
                                      static_cast<std::int64_t>(most)};
         const balance::PlacementTask task{cost,          ranks,
                                           static_cast<std::int32_t>(width) / ranks,
-                                          ranks_per_unit, good_enough.data()[layer], steps, seed};
+                                          ranks_per_unit, good_enough.data()[layer], steps, seed,
+                                          held.subspan(held.empty() ? 0 : layer * width, held.empty() ? 0 : width), moves, hardly};
         greatest[layer] = balance::place(task, {slots.data() + layer * width, width});
     }
     return greatest;
@@ -79,5 +88,6 @@ void bind_balance(nb::module_& module) {
     module.def("lower_bound", &lower_bound, "load"_a.noconvert(), "ranks"_a, "slots_per_rank"_a,
                "Return a load that the fullest rank has in every placement with equal shares; the GIL is released.");
     module.def("place", &place, "cost"_a.noconvert(), "ranks"_a, "ranks_per_unit"_a, "good_enough"_a.noconvert(), "steps"_a,
-               "seed"_a, "slots"_a.noconvert(), "Write a placement of each layer into `slots`; return what its costliest rank costs; the GIL is released.");
+               "seed"_a, "previous"_a.noconvert(), "moves"_a, "hardly"_a, "slots"_a.noconvert(),
+               "Write a placement of each layer into `slots`; return what its costliest rank costs; the GIL is released.");
 }

@@ -78,6 +78,9 @@ def place(
     good_enough: NDArray[np.int64],
     steps: int,
     seed: int,
+    previous: NDArray[np.int32],
+    moves: int,
+    hardly: int,
     slots: NDArray[np.int32],
 ) -> list[int]: ...
 def design_for_splitting(

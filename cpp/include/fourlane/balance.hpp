@@ -31,10 +31,15 @@ struct PlacementTask {
     std::int64_t good_enough = 0;     // the greatest rank's cost at which the search may stop
     std::int64_t steps = 0;           // the work it may do: candidates weighed
     std::uint64_t seed = 0;
+    std::span<const std::int32_t> previous_P = {};  // where experts were (-1: empty), of as many slots; or nothing
+    std::int32_t moves = -1;                        // most experts that ranks may receive; -1: as many as it takes
+    std::int64_t hardly = 0;                        // the previous one stays if another is better by so many 2^-20 or less
 };
 
 // Find a placement whose costliest rank costs little; write the expert in each slot (-1: empty); return what that rank
-// costs. Throws std::invalid_argument if experts do not fit.
+// costs. With a previous one: that itself if the one found is hardly better; otherwise, with a limit of moves, the
+// previous one mended as far as they go, and without, the one found with ranks and slots named so that as much as may be
+// stays where it was. Throws std::invalid_argument if experts do not fit.
 std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P);
 
 // Return a load that the fullest rank has in every placement, an expert's load being shared equally by its replicas.

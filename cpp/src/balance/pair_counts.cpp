@@ -31,17 +31,37 @@ void PairCounts::improve(std::int64_t good_enough, std::int64_t draws) {
     };
     Cost best = costliest();
     aim_below(best);
-    const std::int32_t experts = static_cast<std::int32_t>(copies_E_.size());
     for (std::int64_t left = draws; left > 0 && best > good_enough; --left) {
-        const std::int32_t losing = hottest_E_[static_cast<std::size_t>(draws_.below(draws_.below(experts) + 1))];
-        const std::int32_t gaining = hottest_E_[static_cast<std::size_t>(draws_.below(draws_.below(experts) + 1))];
-        if (losing == gaining || !change(gaining, losing, excess_ + best / worse * left / draws)) continue;
-        if (excess_ > 0) continue;
+        if (!draw(excess_ + best / worse * left / draws) || excess_ > 0) continue;
         best = costliest();
         best_E.assign(copies_E_.begin(), copies_E_.end());
         aim_below(best);
     }
     std::copy(best_E.begin(), best_E.end(), copies_E_.begin());
+}
+
+bool PairCounts::come_near(std::int64_t most, std::span<const std::int32_t> other_E, std::int64_t draws) {
+    sort_values();
+    target_ = most;
+    excess_ = excess(values_P_);
+    for (std::int64_t left = draws; left > 0 && excess_ > 0; --left) draw(excess_);
+    if (excess_ > 0) return false;
+    const auto experts = static_cast<std::int32_t>(copies_E_.size());
+    for (std::int32_t losing = 0; losing < experts; ++losing) {
+        for (std::int32_t gaining = 0; gaining < experts; ++gaining) {
+            if (copies_E_[static_cast<std::size_t>(losing)] <= other_E[static_cast<std::size_t>(losing)]) break;
+            if (copies_E_[static_cast<std::size_t>(gaining)] < other_E[static_cast<std::size_t>(gaining)]) change(gaining, losing, 0);
+        }
+    }
+    return true;
+}
+
+// Change the counts of two experts drawn, the hotter the likelier, if the excess is then no more than a limit.
+bool PairCounts::draw(Cost limit) {
+    const auto experts = static_cast<std::int32_t>(copies_E_.size());
+    const std::int32_t losing = hottest_E_[static_cast<std::size_t>(draws_.below(draws_.below(experts) + 1))];
+    const std::int32_t gaining = hottest_E_[static_cast<std::size_t>(draws_.below(draws_.below(experts) + 1))];
+    return losing != gaining && change(gaining, losing, limit);
 }
 
 void PairCounts::sort_values() {

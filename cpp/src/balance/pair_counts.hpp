@@ -22,9 +22,14 @@ public:
     // Improve the counts with so many draws, or until no pair costs more than is good enough.
     void improve(std::int64_t good_enough, std::int64_t draws);
 
+    // Change the counts until no pair costs more than `most`, with so many draws; then back towards others while that
+    // holds. Tell whether it does.
+    bool come_near(std::int64_t most, std::span<const std::int32_t> other_E, std::int64_t draws);
+
 private:
     using Cost = std::int64_t;
 
+    bool draw(Cost limit);
     void sort_values();
     Cost costliest() const;
     Cost excess(const std::vector<Cost>& values_P) const;

@@ -7,6 +7,7 @@
 #include "layout.hpp"
 #include "pair_counts.hpp"
 #include "random.hpp"
+#include "repair.hpp"
 #include "search.hpp"
 
 namespace fourlane::balance {
@@ -24,35 +25,73 @@ void shake(Layout& layout, Random& draws) {
     }
 }
 
-}  // namespace
+// Throws std::invalid_argument unless the previous placement is one that the task allows.
+void check_previous(const PlacementTask& task) {
+    const auto experts = static_cast<std::size_t>(task.cost.experts);
+    const auto unit_slots = static_cast<std::size_t>(task.ranks_per_unit * task.slots_per_rank);
+    std::vector<std::int64_t> copies_E(experts), last_unit_E(experts, -1);
+    for (std::size_t slot = 0; slot < task.previous_P.size(); ++slot) {
+        if (task.previous_P[slot] < 0) continue;
+        const auto expert = static_cast<std::size_t>(task.previous_P[slot]);
+        const auto unit = static_cast<std::int64_t>(slot / unit_slots);
+        if (last_unit_E[expert] == unit) throw std::invalid_argument("previous: replicas of an expert are not apart");
+        last_unit_E[expert] = unit;
+        ++copies_E[expert];
+    }
+    const auto [least, most] = std::minmax_element(copies_E.begin(), copies_E.end());
+    if (*least < 1 || *most > task.cost.most) throw std::invalid_argument("previous: an expert has none or too many replicas");
+}
 
-std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P) {
+// Find a placement from nothing.
+Layout search(const PlacementTask& task) {
     const std::int64_t slots = std::int64_t{task.ranks} * task.slots_per_rank;
-    if (slots < task.cost.experts) throw std::invalid_argument("slots: expected at least one for each expert");
     std::vector<std::int32_t> copies_E(static_cast<std::size_t>(task.cost.experts));
     choose_copies(task.cost, std::min(slots, task.cost.experts * task.cost.most), copies_E);
-    std::int64_t steps = task.steps;
-    if (task.slots_per_rank == 2) {
-        PairCounts(task.cost, slots, copies_E, task.seed).improve(task.good_enough, task.steps);
-    }
+    if (task.slots_per_rank == 2) PairCounts(task.cost, slots, copies_E, task.seed).improve(task.good_enough, task.steps);
     Layout best(task);
     best.pack(copies_E);
-    {
-        Search search(best, steps);
+    std::int64_t steps = task.steps;
+    const auto descend = [&](Layout& layout) {
+        Search search(layout, steps);
         search.descend(task.good_enough);
         steps = search.steps_left();
-    }
+    };
+    descend(best);
     Random draws(task.seed);
     while (steps > 0 && best.greatest() > task.good_enough) {
         Layout tried = best;
         shake(tried, draws);
-        Search search(tried, steps - 1);
-        search.descend(task.good_enough);
-        steps = search.steps_left();
+        --steps;
+        descend(tried);
         if (tried.greatest() <= best.greatest()) best = tried;
     }
-    best.store(expert_P);
-    return best.greatest();
+    return best;
+}
+
+}  // namespace
+
+std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P) {
+    if (std::int64_t{task.ranks} * task.slots_per_rank < task.cost.experts) {
+        throw std::invalid_argument("slots: expected at least one for each expert");
+    }
+    const Layout found = search(task);
+    found.store(expert_P);
+    if (task.previous_P.empty()) return found.greatest();
+    check_previous(task);
+    Layout previous(task);
+    previous.load(task.previous_P);
+    if (task.moves == 0 || previous.greatest() - found.greatest() <= (found.greatest() >> 20) * task.hardly) {
+        previous.store(expert_P);
+        return previous.greatest();
+    }
+    std::int64_t greatest = found.greatest();
+    rename_for(task, expert_P);
+    if (task.moves > 0 && Origin(task).received(expert_P) > task.moves) {
+        const std::vector<std::int32_t> fresh_P(expert_P.begin(), expert_P.end());
+        greatest = repair(task, fresh_P, expert_P);
+    }
+    keep_slots(task, expert_P);
+    return greatest;
 }
 
 }  // namespace fourlane::balance

@@ -6,6 +6,25 @@
 
 namespace fourlane::balance {
 
+Origin::Origin(const PlacementTask& task)
+    : experts_(static_cast<std::int32_t>(task.cost.experts)),
+      width_(task.slots_per_rank),
+      held_(static_cast<std::size_t>(task.ranks) * static_cast<std::size_t>(experts_)) {
+    for (std::size_t slot = 0; slot < task.previous_P.size(); ++slot) {
+        const std::int32_t expert = task.previous_P[slot];
+        if (expert < 0) continue;
+        held_[slot / static_cast<std::size_t>(width_) * static_cast<std::size_t>(experts_) + static_cast<std::size_t>(expert)] = 1;
+    }
+}
+
+std::int32_t Origin::received(std::span<const std::int32_t> expert_P) const {
+    std::int32_t moves = 0;
+    for (std::size_t slot = 0; slot < expert_P.size(); ++slot) {
+        if (expert_P[slot] >= 0) moves += received(static_cast<std::int32_t>(slot) / width_, expert_P[slot]);
+    }
+    return moves;
+}
+
 void Search::descend(Cost good_enough) {
     while (steps_ > 0 && layout_.greatest() > good_enough && (exchange_one() || replace_one() || exchange_two())) {
     }
@@ -26,6 +45,7 @@ bool Search::exchange_one() {
                 const Cost less = value - layout_.value(there);
                 const Cost costlier = std::max(full - less, load + less);
                 if (costlier >= peak || !layout_.may_exchange(slot, there)) continue;
+                if (exchange_moves(slot, there) > moves_) continue;
                 peak = costlier;
                 best = {slot, there};
             }
@@ -33,6 +53,7 @@ bool Search::exchange_one() {
         steps_ -= width * width;
     }
     if (best.slot < 0) return false;
+    moves_ -= exchange_moves(best.slot, best.other);
     layout_.exchange(best.slot, best.other);
     return true;
 }
@@ -56,6 +77,7 @@ bool Search::exchange_two() {
                         const Cost costlier = std::max(full - less, load + less);
                         if (costlier >= peak) continue;
                         if (!layout_.may_exchange(a, c) || !layout_.may_exchange(b, d)) continue;
+                        if (exchange_moves(a, c) + exchange_moves(b, d) > moves_) continue;
                         peak = costlier;
                         best = {a, c, b, d};
                     }
@@ -65,6 +87,7 @@ bool Search::exchange_two() {
         steps_ -= width * width * width * width / 4;
     }
     if (best.slot < 0) return false;
+    moves_ -= exchange_moves(best.slot, best.other) + exchange_moves(best.slot_too, best.other_too);
     layout_.exchange(best.slot, best.other);
     layout_.exchange(best.slot_too, best.other_too);
     return true;
@@ -84,6 +107,7 @@ bool Search::replace_one() {
         for (std::int32_t expert = 0; expert < layout_.experts(); ++expert) weigh(slot, expert, peak, best);
     }
     if (best.slot < 0) return false;
+    moves_ -= more_moves(best.slot, best.expert);
     layout_.replace(best.slot, best.expert);
     return true;
 }
@@ -94,6 +118,7 @@ void Search::weigh(std::int32_t slot, std::int32_t expert, Cost& peak, Replaceme
     if (!layout_.empty(gone) && layout_.copies(gone) < 2) return;
     if (layout_.copies(expert) == layout_.most() || gone == expert) return;
     if (!layout_.free_of(layout_.rank_of(slot), expert)) return;
+    if (more_moves(slot, expert) > moves_) return;
     const Cost after = peak_after(slot, expert, peak);
     if (after >= peak) return;
     peak = after;

@@ -13,8 +13,10 @@ import numpy as np
 
 from fourlane.policy.expert_cost import TOKENS
 from fourlane.policy.placing.bounds import lower_bound, redundancy_per_layer
-from fourlane.policy.placing.split_aware import DesignRules, Leaning, checked_leaning, design_for_splitting
-from fourlane.policy.placing.task import Shape, checked_loads, checked_shape, checked_slots, fixed_point
+from fourlane.policy.placing.previous import checked_moves, previous_slots, widened
+from fourlane.policy.placing.search import search
+from fourlane.policy.placing.split_aware import DesignRules, Leaning, checked_leaning
+from fourlane.policy.placing.task import checked_loads, checked_shape, checked_slots
 from fourlane.policy.placing.value import EMPTY, Placement, Replicas, linear_placement
 
 if TYPE_CHECKING:
@@ -35,9 +37,6 @@ __all__ = [
     "redundancy_per_layer",
 ]
 
-GOOD_ENOUGH = 2**13
-"""The search stops within 1/8192 of perfect balance."""
-
 
 def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a default
     load: ArrayLike,
@@ -45,6 +44,8 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     ranks: int,
     slots: int | Sequence[int] | NDArray[np.integer],
     nodes: int = 1,
+    previous: Placement | None = None,
+    moves: int | None = None,
     cost: ReplicaCost = TOKENS,
     split_aware: bool | Leaning = True,
     spread_nodes: bool = False,
@@ -58,6 +59,9 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
         slots: physical slots a layer (P), a multiple of ranks: one number, or one for each layer; then the placement
             is as wide as the widest, and what a layer has no use for stays empty.
         nodes: nodes the ranks are in, equally many in each.
+        previous: where experts are now. A layer whose placement found from nothing is hardly better (by a thousandth)
+            stays as it is; otherwise ranks and slots are named so that as many experts as may be stay where they are.
+        moves: most experts that ranks receive in a layer; the previous placement is mended as far as these go.
         cost: what a replica costs: tokens, activated experts, a mix, or an object of one's own.
         split_aware: True designs the placement for batch-level splitting (`policy.token_split`) over batches that lean,
             at the cost of what `Leaning.equal_split` allows of the balance with equal shares; a `Leaning` says which
@@ -72,44 +76,12 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     shape = checked_shape(load_WLE, ranks=ranks, nodes=nodes)
     slots_L = checked_slots(slots, shape)
     leaning = checked_leaning(split_aware)
-    rules = DesignRules(ranks, unit_ranks=ranks // nodes if spread_nodes else 1, seed=seed)
+    checked_moves(previous, moves, shape)
+    unit_ranks = shape.ranks_per_node if spread_nodes else 1
     table = np.full((shape.layers, slots_L.max()), EMPTY, dtype=np.int32)
     for width in np.unique(slots_L // ranks).tolist():
-        chosen = slots_L == width * ranks
-        found = _searched(load_WLE[:, chosen], shape, width, cost, rules, leaning)
-        rows = table[chosen].reshape(-1, ranks, table.shape[1] // ranks)
-        rows[:, :, :width] = found.reshape(-1, ranks, width)
-        table[chosen] = rows.reshape(-1, table.shape[1])
+        chosen_L = slots_L == width * ranks
+        held_LP = None if previous is None else previous_slots(previous, chosen_L, width, unit_ranks)
+        rules = DesignRules(ranks, unit_ranks, previous_LP=held_LP, moves=moves, seed=seed)
+        table[chosen_L] = widened(search(load_WLE[:, chosen_L], width, cost, rules, leaning), ranks, table.shape[1])
     return Placement(table, experts=shape.experts, ranks=ranks)
-
-
-def _searched(
-    load_WLE: NDArray[np.float64],
-    shape: Shape,
-    width: int,
-    cost: ReplicaCost,
-    rules: DesignRules,
-    leaning: Leaning | None,
-) -> NDArray[np.int32]:
-    from fourlane import _native
-
-    slots = width * shape.ranks
-    cost_LEC = fixed_point(load_WLE, cost, _most_copies(load_WLE, slots, shape.ranks // rules.unit_ranks, cost))
-    least_L = (cost_LEC * np.arange(1, cost_LEC.shape[2] + 1)).min(axis=2).sum(axis=1) // shape.ranks
-    found = np.empty((load_WLE.shape[1], slots), dtype=np.int32)
-    _native.place(
-        cost_LEC, shape.ranks, rules.unit_ranks, least_L + least_L // GOOD_ENOUGH, slots * slots, rules.seed, found
-    )
-    return found if leaning is None else design_for_splitting(found, load_WLE, cost_LEC, rules, leaning)
-
-
-def _most_copies(load_WLE: NDArray[np.float64], slots: int, units: int, cost: ReplicaCost) -> int:
-    """Return how many replicas of one expert are worth looking at."""
-    experts = load_WLE.shape[2]
-    most = min(units, slots - experts + 1)
-    if cost is not TOKENS:
-        return most
-    load_LE = load_WLE.sum(axis=0)
-    share = (load_LE.max(axis=1) / np.maximum(load_LE.sum(axis=1), np.finfo(np.float64).tiny)).max()
-    enough = max(2 * int(np.ceil(share * slots)) + 2, -(-slots // experts))
-    return min(most, enough)
