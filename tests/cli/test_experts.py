@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fourlane.cli import main
-from fourlane.policy.placement import Placement, linear_placement, place_experts
+from fourlane.policy.placement import Placement, linear_placement
 from fourlane.spec.expert_files import read_counts, read_loads, read_placement, write_counts, write_placement
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def loads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def placement(loads: Path) -> Path:
     """Return a placement of decode's loads on 8 ranks, 8 slots redundant."""
     file = loads.parent / "placement.json"
-    made = place_experts(read_loads(loads)["decode"].load_WLE, ranks=8, slots=40)
-    write_placement(file, made.slot_of_LP, experts=32, ranks=8)
+    done("place", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "-o", file)
     return file
 
 
@@ -127,6 +126,8 @@ def test_layers_without_experts_are_told_and_left_out(tmp_path: Path) -> None:
     file.write_text(json.dumps({"logical_count": count_LE.tolist()}))
     shown = done("show", file, "--ranks", 4)
     assert "2 + 1 without load" in shown.output
+    advice = json.loads(done("advise", file, "--ranks", 4, "--top-k", 2, "--json").output)
+    assert advice["layers"] == 2
 
 
 def test_a_dump_of_sglangs_recorder_is_read(tmp_path: Path) -> None:
@@ -215,6 +216,49 @@ def test_a_service_that_does_not_answer_is_named() -> None:
     assert "http://127.0.0.1:9/experts/load: expected a running service" in result.output
 
 
+# place ------------------------------------------------------------------------------------------------
+
+
+def test_a_placement_is_better_than_linear_and_told_exactly(loads: Path, tmp_path: Path) -> None:
+    file = tmp_path / "placement.npz"
+    words = ("place", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "-o", file, "--json")
+    figures = json.loads(done(*words).stdout)
+    load_LE = read_loads(loads)["decode"].load_WLE.sum(axis=0)
+    assert figures["layers"]["placed"] == pytest.approx(read(file).balance(load_LE))
+    assert figures["layers"]["linear"] == pytest.approx(
+        linear_placement(layers=4, experts=32, ranks=8).balance(load_LE)
+    )
+    balance = figures["balance"]
+    assert balance["bound"]["mean"] <= balance["placed"]["mean"] < balance["linear"]["mean"]
+    assert figures["bytes_a_rank"] == 5 * 4 * 44_000_000
+
+
+def test_coming_from_a_placement_is_told_in_moves_and_bytes(loads: Path, placement: Path, tmp_path: Path) -> None:
+    file = tmp_path / "next.json"
+    words = ("place", loads, "--phase", "prefill", "--ranks", 8, "--redundant", 8, "--previous", placement)
+    figures = json.loads(done(*words, "-o", file, "--json").stdout)
+    assert figures["moves"] == read(file).moves_from(read(placement)).tolist()
+    assert figures["moved_bytes"] == sum(figures["moves"]) * 44_000_000
+    assert figures["balance"]["placed"]["mean"] <= figures["balance"]["before"]["mean"]
+
+
+def test_redundancy_by_layer_keeps_to_the_budget(loads: Path) -> None:
+    words = ("place", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "--layer-budget", "--json")
+    slots = json.loads(done(*words).stdout)["slots_a_rank"]
+    assert sum(slots) * 8 <= 4 * 40
+    assert min(slots) >= 4
+
+
+def test_a_balance_above_the_limit_fails_the_check(loads: Path, tmp_path: Path) -> None:
+    words = ("place", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "-o", tmp_path / "placement.json")
+    assert experts(*words, "--max-balance", 1.5, "--plot", tmp_path / "placement.svg").exit_code == 0
+    assert "Load of each rank over the mean" in (tmp_path / "placement.svg").read_text()
+    result = experts(*words, "--max-balance", 1.0)
+    assert result.exit_code == 1
+    assert "expected max/mean of at most 1 in every layer, got more in" in result.output
+    assert (tmp_path / "placement.json").exists()
+
+
 # split ------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +293,51 @@ def test_a_split_above_the_limit_fails_the_check(counts: Path, tmp_path: Path) -
     assert "expected max/mean of at most 1, got more in 2: batch " in result.output
 
 
+# advise -----------------------------------------------------------------------------------------------
+
+
+def test_advice_says_what_to_do_and_draws_it(loads: Path, tmp_path: Path) -> None:
+    words = ("advise", loads, "--phase", "decode", "--ranks", 8, "--top-k", 4, "--plot", tmp_path / "advice.svg")
+    shown = done(*words)
+    assert "- Worth it, with R=" in shown.output
+    assert "Layers of 4 that hold a target" in (tmp_path / "advice.svg").read_text()
+    figures = json.loads(done(*words, "--json").stdout)
+    chosen = next(each for each in figures["options"] if each["redundant"] == figures["redundant"])
+    assert figures["worthwhile"]
+    assert chosen["split"]["mean"] <= chosen["equal"]["mean"] < figures["linear_batches"]["mean"]
+    assert figures["verdict"][0].startswith("Worth it")
+
+
+def test_advice_keeps_to_the_memory_there_is(loads: Path) -> None:
+    words = ("advise", loads, "--phase", "decode", "--ranks", 8, "--top-k", 4, "--json")
+    limited = json.loads(done(*words, "--memory", "0B").stdout)
+    assert limited["redundant"] == 0
+
+
+# bench ------------------------------------------------------------------------------------------------
+
+
+def test_a_bench_compares_placements_and_choices_in_one_run(loads: Path, placement: Path, tmp_path: Path) -> None:
+    words = ("bench", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "--top-k", 4)
+    more = ("--placement", placement, "--plot", tmp_path / "bench.svg")
+    found = json.loads(done(*words, *more, "--json").stdout)["placements"]
+    by_name = {each["placement"]: each for each in found}
+    assert next(iter(by_name)) == "linear"
+    assert {"placed", "placed to be split", placement.name} <= set(by_name)
+    assert by_name["linear"]["ratio"] == 1.0
+    assert by_name["placed to be split"]["ratio"] < 1.0
+    placed = by_name["placed"]["batches"]
+    assert placed["all counts"]["mean"] <= min(choice["mean"] for choice in placed.values())
+    assert (tmp_path / "bench.svg").exists()
+
+
+def test_a_bench_without_a_file_draws_its_loads() -> None:
+    small = ("--layers", 2, "--experts", 32, "--top-k", 4, "--ranks", 8, "--batches", 1)
+    shown = done("bench", "--model", "zipf", *small)
+    assert "drawn, mixed: 2 layers of 32 experts on 8 ranks, R=8" in shown.output
+    assert "choosing replicas for a batch takes" in shown.output
+
+
 # export -----------------------------------------------------------------------------------------------
 
 
@@ -275,13 +364,31 @@ def test_sglangs_dense_layers_get_rows_of_their_own(placement: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (("place", "{loads}", "--ranks", "8"), "--phase: {loads} has loads of prefill, decode, which differ"),
+        (("advise", "{loads}", "--ranks", "8"), "choose with --phase prefill or --phase decode"),
         (("show", "{loads}", "--phase", "mixed"), "--phase: expected one of {loads}'s phases (prefill, decode)"),
         (("show", "{loads}", "--redundant", "8"), "--redundant: expected with --ranks"),
         (("show", "absent.npz"), "absent.npz: expected a readable file"),
+        (("place", "absent.npz", "--ranks", "8"), "absent.npz: expected a readable file"),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--redundant", "3"), "such as 0 or 8, got 3"),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--slots", "41"), "slots: expected"),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--slots", "24"), "slots"),
+        (
+            ("place", "{loads}", "--phase", "decode", "--ranks", "8", "--slots", "40", "--redundant", "8"),
+            "--slots: expected --slots or --redundant, got both",
+        ),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--cost", "bytes"), "--cost: expected tokens"),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--cost", "tokens=x"), "--cost: expected tokens"),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--expert-bytes", "44"), "--expert-bytes: expected"),
+        (("place", "{loads}", "--phase", "decode", "--ranks", "8", "--previous", "{loads}"), "{loads}: expected"),
         (("split", "{counts}", "--placement", "{placement}", "--layer", "9"), "layer: expected 0..3, got 9"),
         (("split", "{counts}", "--placement", "{counts}"), "{counts}: expected"),
         (("split", "{placement}", "--placement", "{placement}"), "{placement}: expected one array"),
         (("split", "{counts}", "--placement", "{placement}", "-o", "quotas.txt"), "ends in .npz or .json"),
+        (("advise", "{loads}", "--phase", "decode", "--ranks", "1"), "ranks: expected at least 2"),
+        (("advise", "{loads}", "--phase", "decode", "--ranks", "8", "--redundant", "3"), "redundant: expected as many"),
+        (("advise", "{loads}", "--phase", "decode", "--ranks", "8", "--memory", "6"), "--memory: expected a size"),
+        (("bench", "{loads}", "--phase", "decode", "--ranks", "4", "--placement", "{placement}"), "on 4 ranks, got"),
         (("generate", "--top-k", "40", "--experts", "32", "-o", "x.npz"), "--top-k: expected at most 32"),
         (("generate", "--ranks", "8", "-o", "x.npz"), "--ranks: expected with --batches"),
         (("generate", "--batches", "8", "-o", "x.npz"), "--ranks: expected with --batches"),
@@ -309,7 +416,7 @@ def test_a_placement_with_empty_slots_cannot_go_to_engines_that_know_none(tmp_pa
         assert "empty slot" in result.output
 
 
-@pytest.mark.parametrize("command", ["export", "generate", "show", "split"])
+@pytest.mark.parametrize("command", ["advise", "bench", "export", "generate", "place", "show", "split"])
 def test_help_has_examples_that_call_the_command(command: str) -> None:
     shown = done(command, "--help").output
     assert shown.count(f"fourlane experts {command} ") >= 3
