@@ -22,18 +22,19 @@ FOLDER_VARIABLE = "FOURLANE_STEP_TIMES"
 
 
 class TimedWorker(worker.RankWorker):
-    """A rank's loop that notes (when, seconds, tokens, migrating) of every step."""
+    """A rank's loop that notes (when, seconds, tokens, migrating) of every step that only decoded."""
 
     def __init__(self, config: RankConfig) -> None:
         super().__init__(config)
         self.steps: list[tuple[float, float, int, bool]] = []
 
     def _step(self) -> None:
-        began, tokens = time.monotonic(), self.scheduler.output_tokens
+        began, tokens, prompts = time.monotonic(), self.scheduler.output_tokens, self.scheduler.queued_tokens
         moving = self.balancer is not None and self.balancer.moving
         super()._step()
         moving |= self.balancer is not None and self.balancer.moving
-        self.steps.append((began, time.monotonic() - began, self.scheduler.output_tokens - tokens, moving))
+        if not prompts:
+            self.steps.append((began, time.monotonic() - began, self.scheduler.output_tokens - tokens, moving))
 
     def close(self) -> None:
         """Write the notes, then close as ever."""

@@ -9,7 +9,10 @@ tell each other with the counts of their steps (`balancer`), so nothing here eve
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -35,6 +38,9 @@ __all__ = ["BalanceThread", "MigrationState"]
 
 _log = logging.getLogger(__name__)
 LEADER = 0
+_REST = 3.0
+"""How long the thread rests after work, in parts of the processor time that it took: steps come first."""
+_LONGEST_REST_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +133,14 @@ class BalanceThread:
 
     def _run(self) -> None:
         """Wait for frames and for the loop, until told to stop."""
+        _step_back()
+        rested_at = time.thread_time()
         try:
             while not self._stopping:
                 try:
                     self._mesh.turn(None)
                     self._inbox.run()
+                    rested_at = _rest(rested_at)
                 except Exception as error:  # noqa: BLE001 - a migration that fails is dropped, the service goes on
                     _log.exception("rank %d: moving experts failed", self._rank)
                     self._give_up(f"{type(error).__name__}: {error}")
@@ -257,3 +266,16 @@ class BalanceThread:
         self._lost[rank] = why
         _log.info("rank %d: lost the bulk connection to rank %d: %s", self._rank, rank, why)
         self._give_up(f"lost the connection to rank {rank}: {why}")
+
+
+def _rest(since: float) -> float:
+    """Rest for what was done since then, in processor time of this thread; return that time now."""
+    now = time.thread_time()
+    time.sleep(min(_REST * (now - since), _LONGEST_REST_S))
+    return now
+
+
+def _step_back() -> None:
+    """Let this thread have a processor only where no other wants it, if the system knows such a thing."""
+    with suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
