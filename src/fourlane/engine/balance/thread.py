@@ -158,6 +158,8 @@ class BalanceThread:
 
     def _end(self, number: int, placement: Placement | None) -> None:
         self._forget(number)
+        if self.state is not None and self.state.number <= number:
+            self.state = None  # with it go the experts that were served before
         if placement is not None:
             self._placement, self._version = placement, self._version + 1
         if self._leader is not None:
@@ -188,6 +190,9 @@ class BalanceThread:
 
     def _begin(self, order: Order) -> None:
         self.state = MigrationState(order.number, order.layer, "moving")
+        if order.version != self._version:
+            self._give_up(f"rank {LEADER} ordered a change of placement {order.version}, here is {self._version}")
+            return
         try:
             placement = self._placement.with_layer(order.layer, order.slots)
         except (BalanceInputError, IndexError) as error:

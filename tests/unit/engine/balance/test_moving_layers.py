@@ -287,6 +287,7 @@ def test_a_thread_that_hangs_says_how_far_it_has_come_to_whoever_asks(
         (Order(number=1, version=0, layer=9, slots=FIRST[1]), "no placement"),
         (Order(number=1, version=0, layer=1, slots=[0] * 9), "no placement"),
         (Order(number=1, version=0, layer=1, slots=[1, 2]), "no placement"),
+        (Order(number=1, version=0, layer=1, slots=[2**70] * 9), "no placement"),
     ],
 )
 def test_an_order_that_makes_no_placement_is_given_up(
