@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CATALOG = resources.files("fourlane.spec") / "catalog" / "deployments"
-SHIPPED = ["gpu_node.toml", "laptop.toml", "two_by_two.toml", "unified.toml"]
+SHIPPED = ["balanced.toml", "gpu_node.toml", "laptop.toml", "two_by_two.toml", "unified.toml"]
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
