@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fourlane.policy.token_split import split_tokens
+
 if TYPE_CHECKING:
     from fourlane.policy.placement import Placement
 
 __all__ = [
     "Copy",
+    "Expectation",
     "LayerMoves",
     "Transfer",
+    "expect_equal_shares",
+    "expect_split",
     "gains",
     "layer_moves",
-    "overall_balance",
-    "rank_costs",
     "worthwhile_layers",
 ]
 
@@ -98,8 +101,27 @@ def layer_moves(before_P: np.ndarray, after_P: np.ndarray, *, ranks: int) -> Lay
     return LayerMoves(tuple(sorted(transfers, key=lambda move: (move.target, move.slot))), kept_G)
 
 
-def rank_costs(placement: Placement, cost_LEC: np.ndarray) -> np.ndarray:
-    """Return what each rank costs, [layers, ranks].
+class Expectation(NamedTuple):
+    """What a step costs in each layer, [layers]: its fullest rank, and its ranks on average."""
+
+    fullest_L: np.ndarray
+    mean_L: np.ndarray
+
+    @property
+    def balance(self) -> float:
+        """Return the sum of the fullest over the sum of the means: what a pass waits for; 1.0 without any cost."""
+        mean = float(self.mean_L.sum())
+        return float(self.fullest_L.sum()) / mean if mean else 1.0
+
+    def with_layers(self, layers: list[int], other: Expectation) -> Expectation:
+        """Return the same with some layers as in another."""
+        fullest_L, mean_L = self.fullest_L.copy(), self.mean_L.copy()
+        fullest_L[layers], mean_L[layers] = other.fullest_L[layers], other.mean_L[layers]
+        return Expectation(fullest_L, mean_L)
+
+
+def expect_equal_shares(placement: Placement, cost_LEC: np.ndarray) -> Expectation:
+    """Return what to expect where each expert's tokens are spread evenly over its replicas.
 
     Args:
         placement: where experts live.
@@ -107,30 +129,36 @@ def rank_costs(placement: Placement, cost_LEC: np.ndarray) -> np.ndarray:
     """
     copies_LE = placement.copies_LE
     cost_LE = np.take_along_axis(cost_LEC, copies_LE[:, :, None] - 1, axis=2)[:, :, 0]
-    return placement.rank_load(cost_LE * copies_LE)
+    cost_LG = placement.rank_load(cost_LE * copies_LE)
+    return Expectation(cost_LG.max(axis=1), cost_LG.mean(axis=1))
 
 
-def gains(before_LG: np.ndarray, after_LG: np.ndarray) -> np.ndarray:
-    """Return by how much each layer's fullest rank gets less, in parts of what the mean rank had, [layers].
+def expect_split(placement: Placement, batch_WLE: np.ndarray) -> Expectation:
+    """Return what to expect, in tokens, where every batch is split over the replicas by its counts.
 
     Args:
-        before_LG, after_LG: cost of each rank, [layers, ranks], in one placement and in another.
+        placement: where experts live.
+        batch_WLE: int64 [batches, layers, experts], tokens of each expert in batches like those to come.
     """
-    mean_L = before_LG.mean(axis=1)
-    fall_L = before_LG.max(axis=1) - after_LG.max(axis=1)
-    return np.divide(fall_L, mean_L, out=np.zeros_like(mean_L), where=mean_L > 0)
+    fullest_L = np.zeros(placement.layers)
+    count_GE = np.zeros((placement.ranks, placement.experts), dtype=np.int64)
+    for batch_LE in batch_WLE:
+        for layer, batch_E in enumerate(batch_LE):
+            count_GE[0] = batch_E  # whose tokens they are does not change how even they can be split
+            fullest_L[layer] += split_tokens(count_GE, placement, layer).tokens_G.max()
+    return Expectation(fullest_L, batch_WLE.sum(axis=(0, 2)) / placement.ranks)
+
+
+def gains(before: Expectation, after: Expectation) -> np.ndarray:
+    """Return by how much each layer's fullest rank gets less, in parts of what the mean rank had, [layers]."""
+    fall_L = before.fullest_L - after.fullest_L
+    return np.divide(fall_L, before.mean_L, out=np.zeros_like(fall_L), where=before.mean_L > 0)
 
 
 def worthwhile_layers(gain_L: np.ndarray, *, min_gain: float) -> list[int]:
     """Return the layers that gain at least `min_gain` (and something), the most promising first, then in order."""
     enough = [layer for layer, gain in enumerate(gain_L.tolist()) if gain > 0 and gain >= min_gain]
     return sorted(enough, key=lambda layer: (-gain_L[layer], layer))
-
-
-def overall_balance(cost_LG: np.ndarray) -> float:
-    """Return the sum of the layers' maxima over the sum of their means: what a pass waits for; 1.0 without any cost."""
-    mean = float(cost_LG.mean(axis=1).sum())
-    return float(cost_LG.max(axis=1).sum()) / mean if mean else 1.0
 
 
 def _slots(row: list[int]) -> dict[int, int]:

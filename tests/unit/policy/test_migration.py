@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from fourlane.policy.migration import (
     Copy,
+    Expectation,
     Transfer,
+    expect_equal_shares,
+    expect_split,
     gains,
     layer_moves,
-    overall_balance,
-    rank_costs,
     worthwhile_layers,
 )
 from fourlane.policy.placement import Placement, linear_placement
@@ -91,30 +92,44 @@ def test_moves_fill_every_slot_from_ranks_that_hold_it_and_are_no_more_than_need
     assert len(moves.transfers) == will.moves_from(was)[0]
 
 
-def test_a_rank_costs_what_its_replicas_cost() -> None:
+def expected(fullest: list[float], mean: list[float]) -> Expectation:
+    return Expectation(np.array(fullest), np.array(mean))
+
+
+def test_with_equal_shares_a_rank_costs_what_its_replicas_cost() -> None:
     placement = Placement(np.array([[0, 1, 0, 2]], dtype=np.int32), experts=3, ranks=2)
     cost_LEC = np.array([[[8.0, 5.0], [2.0, 1.0], [1.0, 1.0]]])
-    assert rank_costs(placement, cost_LEC).tolist() == [[7.0, 6.0]]
+    found = expect_equal_shares(placement, cost_LEC)
+    assert (found.fullest_L.tolist(), found.mean_L.tolist()) == ([7.0], [6.5])
+
+
+def test_with_equal_shares_costs_of_plain_tokens_are_loads() -> None:
+    placement = linear_placement(layers=2, experts=6, ranks=3, redundant=3)
+    load_LE = np.arange(12.0).reshape(2, 6)
+    found = expect_equal_shares(placement, load_LE[:, :, None] / np.arange(1, 4))
+    assert found.fullest_L / found.mean_L == pytest.approx(placement.balance(load_LE))
+
+
+def test_batches_that_are_split_cost_their_fullest_rank_batch_by_batch() -> None:
+    placement = Placement(np.array([[0, 1, 0, 2]], dtype=np.int32), experts=3, ranks=2)
+    leaning_WLE = np.array([[[8, 6, 0]], [[8, 0, 6]], [[0, 9, 1]]])
+    found = expect_split(placement, leaning_WLE)
+    assert (found.fullest_L.tolist(), found.mean_L.tolist()) == ([7 + 7 + 9], [7 + 7 + 5])
 
 
 def test_gain_is_what_the_fullest_rank_loses_in_parts_of_the_mean() -> None:
-    before_LG, after_LG = np.array([[3.0, 1.0], [2.0, 2.0], [0.0, 0.0]]), np.array([[2.0, 2.0], [3.0, 1.0], [0.0, 0.0]])
-    assert gains(before_LG, after_LG).tolist() == [0.5, -0.5, 0.0]
+    before, after = expected([3.0, 2.0, 0.0], [2.0, 2.0, 0.0]), expected([2.0, 3.0, 0.0], [2.0, 2.0, 0.0])
+    assert gains(before, after).tolist() == [0.5, -0.5, 0.0]
+
+
+def test_balance_is_the_sum_of_the_fullest_over_the_sum_of_the_means() -> None:
+    before = expected([3.0, 10.0], [2.0, 10.0])
+    assert before.balance == pytest.approx(13 / 12)
+    assert before.with_layers([0], expected([2.0, 20.0], [2.0, 10.0])).balance == 1.0
+    assert expected([0.0], [0.0]).balance == 1.0
 
 
 def test_layers_move_in_order_of_their_gain_and_only_if_it_is_enough() -> None:
     gain_L = np.array([0.02, 0.3, 0.0, 0.3, -0.1, 0.019])
     assert worthwhile_layers(gain_L, min_gain=0.02) == [1, 3, 0]
     assert worthwhile_layers(gain_L, min_gain=0.0) == [1, 3, 0, 5]
-
-
-def test_overall_balance_is_the_sum_of_maxima_over_the_sum_of_means() -> None:
-    assert overall_balance(np.array([[3.0, 1.0], [10.0, 10.0]])) == pytest.approx(13 / 12)
-    assert overall_balance(np.zeros((2, 3))) == 1.0
-
-
-def test_rank_costs_of_plain_tokens_are_rank_loads() -> None:
-    placement = linear_placement(layers=2, experts=6, ranks=3, redundant=3)
-    load_LE = np.arange(12.0).reshape(2, 6)
-    cost_LEC = load_LE[:, :, None] / np.arange(1, 4)
-    assert rank_costs(placement, cost_LEC) == pytest.approx(placement.rank_load(load_LE))

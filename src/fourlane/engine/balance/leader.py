@@ -13,16 +13,18 @@ import numpy as np
 
 from fourlane.policy.expert_cost import ExpertCost
 from fourlane.policy.expert_statistics import LoadStatistics
-from fourlane.policy.migration import gains, overall_balance, rank_costs, worthwhile_layers
+from fourlane.policy.migration import expect_equal_shares, expect_split, gains, worthwhile_layers
 from fourlane.policy.placement import place_experts
 
 if TYPE_CHECKING:
     from fourlane.engine.rank_config import RankBalance
+    from fourlane.policy.migration import Expectation
     from fourlane.policy.placement import Placement
 
 __all__ = ["Leader"]
 
 _log = logging.getLogger(__name__)
+_MOST_BATCHES = 32
 MOST_FAILURES = 3
 """Migrations that may fail one after the other before the group stops trying."""
 
@@ -43,7 +45,7 @@ class Leader:
         self._cost = ExpertCost(tokens=settings.cost_tokens, activated=settings.cost_activated)
         window, keep = settings.window_steps, settings.interval_steps // settings.window_steps
         self._loads = LoadStatistics(layers, experts, window=window, keep=keep)
-        self._batches: deque[np.ndarray] = deque(maxlen=keep)
+        self._batches: deque[np.ndarray] = deque(maxlen=min(keep, _MOST_BATCHES))
         self._windows_since: int | None = None
         """Windows that have come since the last migration was completed; None before the first."""
         self._steps = 0
@@ -68,8 +70,8 @@ class Leader:
         self._steps += steps
         if self._windows_since is not None:
             self._windows_since += 1
-            recent_WLE = self._samples()[-self._windows_since :]
-            self.realised = overall_balance(rank_costs(placement, self._costs(recent_WLE, placement)))
+            recent_WLE = np.array(self._batches)[-self._windows_since :]
+            self.realised = self._expect(placement, recent_WLE).balance
 
     def next_layer(self, placement: Placement) -> tuple[int, int, list[int]] | None:
         """Return the number of a migration, its layer and the expert in each slot then; None if there is none now."""
@@ -104,28 +106,29 @@ class Leader:
     def _decide(self, placement: Placement) -> None:
         """Work out which layers are worth moving, from what was counted since the last time."""
         self._steps = 0
-        load_WLE = self._samples()
+        settings = self._settings
         wanted = place_experts(
-            load_WLE, ranks=placement.ranks, slots=placement.slots, cost=self._cost, split_aware=self._settings.split
+            np.array(self._batches) if settings.cost_activated else self._loads.windows_WLE,
+            ranks=placement.ranks,
+            slots=placement.slots,
+            previous=placement,
+            moves=settings.moves,
+            cost=self._cost,
+            split_aware=settings.split,
         )
-        cost_LEC = self._costs(load_WLE, placement)
-        before_LG, after_LG = rank_costs(placement, cost_LEC), rank_costs(wanted, cost_LEC)
-        layers = worthwhile_layers(gains(before_LG, after_LG), min_gain=self._settings.min_gain)
-        chosen_LG = before_LG.copy()
-        chosen_LG[layers] = after_LG[layers]
-        self._wanted, self._layers, self._expected = wanted, deque(layers), overall_balance(chosen_LG)
+        batch_WLE = np.array(self._batches)
+        before, after = self._expect(placement, batch_WLE), self._expect(wanted, batch_WLE)
+        layers = worthwhile_layers(gains(before, after), min_gain=settings.min_gain)
+        self._wanted, self._layers = wanted, deque(layers)
+        self._expected = before.with_layers(layers, after).balance
         if layers:
             _log.info(
                 "experts of %d of %d layers move: balance %.3f now, %.3f expected",
-                len(layers), placement.layers, overall_balance(before_LG), self._expected,
+                len(layers), placement.layers, before.balance, self._expected,
             )  # fmt: skip
 
-    def _samples(self) -> np.ndarray:
-        """Return what costs are worked out from: windows; where activated experts count, batches, [samples, L, E].
-
-        In a window every expert has tokens, so only batches tell how many are activated.
-        """
-        return np.array(self._batches) if self._settings.cost_activated else self._loads.windows_WLE
-
-    def _costs(self, load_WLE: np.ndarray, placement: Placement) -> np.ndarray:
-        return self._cost.replica_cost(load_WLE, placement.ranks)
+    def _expect(self, placement: Placement, batch_WLE: np.ndarray) -> Expectation:
+        """Return what to expect of a placement as tokens are split and costs are counted here."""
+        if self._settings.split and not self._settings.cost_activated:
+            return expect_split(placement, batch_WLE)
+        return expect_equal_shares(placement, self._cost.replica_cost(batch_WLE, placement.ranks))

@@ -7,6 +7,8 @@ import pytest
 
 from fourlane.engine.balance.leader import MOST_FAILURES, Leader
 from fourlane.engine.rank_config import RankBalance
+from fourlane.policy.expert_cost import ExpertCost
+from fourlane.policy.migration import expect_equal_shares
 from fourlane.policy.placement import Placement, linear_placement
 
 EXPERTS, LAYERS = 8, 2
@@ -22,7 +24,7 @@ def leader(**settings: object) -> Leader:
 
 def count(each: Leader, load_LE: np.ndarray, windows: int, placement: Placement = LINEAR) -> None:
     for _ in range(windows):
-        each.add_window(load_LE, load_LE // 10, 10, placement)
+        each.add_window(load_LE, load_LE, 10, placement)
 
 
 def migrate(each: Leader, placement: Placement, *, committed: bool = True) -> Placement:
@@ -89,10 +91,10 @@ def test_after_a_failure_the_rest_waits_for_the_next_decision_and_after_some_in_
 
 
 def test_a_success_between_makes_failures_count_anew() -> None:
-    each, placement = leader(), LINEAR
+    each = leader()
     for committed in (False, False, True, False, False):
-        count(each, SKEWED if placement is LINEAR else SKEWED[:, placement.slot_of_LP[0].argsort()], 2)
-        placement = migrate(each, LINEAR, committed=committed)
+        count(each, SKEWED, 2)
+        migrate(each, LINEAR, committed=committed)
     count(each, SKEWED, 2)
     assert each.next_layer(LINEAR) is not None
 
@@ -103,3 +105,36 @@ def test_the_end_of_another_migration_than_the_one_under_way_is_no_news() -> Non
     assert each.next_layer(LINEAR) is not None
     each.ended(7, committed=True)
     assert each.next_layer(LINEAR) is None, "number 1 is still under way"
+
+
+def test_what_splitting_levels_anyway_is_not_moved() -> None:
+    replicated = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=2, redundant=8)
+    skewed = np.array([[40, 3, 20, 10, 5, 5, 5, 5]] * LAYERS)
+    each = leader(min_gain=0.0)
+    count(each, skewed, 2, replicated)
+    assert each.next_layer(replicated) is None, "every rank has every expert: any batch can be split evenly"
+
+
+def test_no_more_experts_are_received_in_a_layer_than_allowed() -> None:
+    each = leader(moves=2)
+    count(each, SKEWED, 2)
+    found = each.next_layer(LINEAR)
+    assert found is not None
+    after = LINEAR.with_layer(found[1], found[2])
+    assert 0 < after.moves_from(LINEAR)[0] <= 2
+    assert after.balance(SKEWED)[0] < LINEAR.balance(SKEWED)[0]
+
+
+def test_where_activated_experts_cost_ranks_are_given_equally_many() -> None:
+    load_LE = np.array([[60, 30, 30, 1, 1, 1, 1, 1]] * LAYERS)
+    each = leader(cost_tokens=0.0, cost_activated=1.0, min_gain=0.0)
+    lopsided = Placement(np.array([[0, 1, 2, -1, -1, 3, 4, 5, 6, 7]] * LAYERS), experts=EXPERTS, ranks=2)
+    count(each, load_LE, 2, lopsided)
+    found = each.next_layer(lopsided)
+    assert found is not None
+    cost_LEC = ExpertCost(tokens=0.0, activated=1.0).replica_cost(load_LE[None], 2)
+    before, after = (
+        expect_equal_shares(each, cost_LEC).fullest_L for each in (lopsided, lopsided.with_layer(found[1], found[2]))
+    )
+    assert before[found[1]] == 5
+    assert after[found[1]] <= 4, "each rank reads as many experts"
