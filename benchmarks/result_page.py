@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["write_page"]
+__all__ = ["FOLDER", "hardware_slug", "write_page"]
 
 PACKAGES = ("fourlane", "torch", "transformers", "numpy", "msgspec", "uvicorn", "pyzmq")
 FOLDER = Path(__file__).parent / "results"
@@ -29,7 +29,7 @@ def write_page(theme: str, *, title: str, lines: Sequence[str], hardware: str | 
         hardware: a short name for the file; None: made from the processor's.
     """
     now = datetime.now(UTC)
-    slug = hardware or _slug()
+    slug = hardware or hardware_slug()
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{theme}_{slug}_{now:%Y%m}.md"
     text = "\n".join(
@@ -59,7 +59,8 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _slug() -> str:
+def hardware_slug() -> str:
+    """Return a short name of this machine: cores and processor."""
     words = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@.*", "", _processor()).lower()
     return f"{os.cpu_count()}x-{'-'.join(re.findall(r'[a-z0-9]+', words)[:3])}"
 

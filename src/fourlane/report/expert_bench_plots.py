@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Compared", "plot_placements", "plot_repairs", "plot_splits"]
 
@@ -46,8 +47,7 @@ def plot_placements(path: Path, by_size: Mapping[str, Sequence[Compared]], *, ti
             axes = figure.add_subplot(grid[index // across, index % across])
             axes.set_title(size)
             _draw_rows(axes, compared)
-            if index == 0:
-                axes.legend(loc="best", frameon=False)
+        _legend_below(figure)
         save_figure(figure, path)
 
 
@@ -64,6 +64,11 @@ def _draw_rows(axes: Axes, compared: Sequence[Compared]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("max / mean: mean layer, line to the worst")
     axes.set_xlim(left=0.995)
+
+
+def _legend_below(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
 
 
 def plot_splits(path: Path, by_size: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, title: str) -> None:
@@ -87,8 +92,7 @@ def plot_splits(path: Path, by_size: Mapping[str, Mapping[str, Sequence[tuple[fl
                 bound = order == len(ways) - 1
                 colour = GREY if bound else _COLOURS[order % len(_COLOURS)]
                 axes.plot(*zip(*points, strict=True), ":" if bound else "-o", color=colour, markersize=3.5, label=way)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        _legend_below(figure)
         save_figure(figure, path)
 
 
