@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.distributed as dist
+from one_process import OneProcess
 from split_cases import random_placement
 
 from fourlane.engine.exchange.contract import Agreement, Received
@@ -29,6 +30,7 @@ from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
+from fourlane.engine.model.qwen3_moe import load_model
 from fourlane.engine.seal import Secret
 from fourlane.errors import PeerLost
 from fourlane.policy.placement import Placement, linear_placement
@@ -205,6 +207,32 @@ def one_expert_everywhere(rank: int, ranks: int, folder: Path) -> None:
     y_RD = _scale_by_expert(received.x_RD, received.offset_S1, placement.experts_of(rank, 0).tolist())
     assert torch.equal(exchange.combine(y_RD, received).wait(), _alone(tokens, 0))
     assert exchange.counters.balance == 1.0
+
+
+def a_models_logits(rank: int, ranks: int, folder: Path) -> None:
+    """A whole model gives bit for bit the logits of one process, whatever experts its ranks hold."""
+    alone = OneProcess.load(folder / "model", weights="float32")
+    config = alone.model.config
+    rng = np.random.default_rng(ranks)
+    shape = {"ranks": ranks, "experts": config.experts, "held": -(-config.experts // ranks) + 2, "empty": 1}
+    rows = [random_placement(rng, **shape).slot_of_LP[0] for _ in config.moe_layers]
+    placement = Placement(np.stack(rows), experts=config.experts, ranks=ranks)
+    address = GroupAddress(str(folder / "store"), rank, ranks, "127.0.0.1", join_s=20, step_s=20)
+    together = OneProcess(load_model(folder / "model", device="cpu", weights="float32", placement=placement, rank=rank))
+    together.exchange, together.placement = _exchange(address, placement), placement
+    texts = [
+        torch.randint(5, 500, (length,), generator=torch.Generator().manual_seed(rank)).tolist() for length in (31, 9)
+    ]
+    texts = texts if rank else []  # one rank has no tokens
+    mine = [(one, [one.text(tokens) for tokens in texts]) for one in (together, alone)]
+    for chunk in (1, 5, 20):
+        found, expected = (
+            one.step([(text, min(chunk, len(text.token_ids) - text.computed)) for text in parts]) for one, parts in mine
+        )
+        assert torch.equal(found, expected), (rank, chunk)
+    assert int(together.exchange.counters.load_LE.sum()) == (ranks - 1) * (26 + 9) * config.top_k * len(
+        config.moe_layers
+    )
 
 
 def sockets_are_marked(rank: int, ranks: int, folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from make_random_checkpoint import Shape, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +86,16 @@ def test_equal_shares_for_replicas_give_the_same_bits(launch: Launch) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_an_expert_that_every_rank_holds_is_computed_by_all_in_equal_parts(ranks: int, launch: Launch) -> None:
     launch("one_expert_everywhere", ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("implementation", ["tcp"], indirect=True)
+def test_a_models_logits_are_the_same_bits_over_replicas(ranks: int, launch: Launch, tmp_path: Path) -> None:
+    shape = Shape(
+        vocab=512, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, experts=10, top_k=3, expert_dim=40, seed=6
+    )
+    write_checkpoint(tmp_path / "model", shape)
+    launch("a_models_logits", ranks)
 
 
 def test_connections_between_ranks_carry_the_mark_of_the_expert_lane(launch: Launch) -> None:
