@@ -142,7 +142,7 @@ def _placements(rng: np.random.Generator, ranks: int) -> list[Placement]:
     least = -(-EXPERTS // ranks)
     placements = [linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)]
     for held in range(least, min(EXPERTS, least + 3) + 1):
-        for empty in range(min(3, ranks * held - EXPERTS) + 1):
+        for empty in {0, min(3, ranks * held - EXPERTS)}:
             layers = [
                 random_placement(rng, ranks=ranks, experts=EXPERTS, held=held, empty=empty) for _ in range(LAYERS + 1)
             ]
