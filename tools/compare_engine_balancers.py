@@ -12,6 +12,7 @@ default or from ours. The engine's default keeps groups in nodes (of 8 ranks) wh
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -25,6 +26,19 @@ from fourlane.policy.load_generator import DECODE, drift
 
 SIZES = [(32, 32), (64, 64), (128, 128), (144, 32)]
 GROUPS = 8
+
+
+def bounded(balancer: Any) -> Any:
+    """Return a balancer that moves at most 32 experts a layer."""
+
+    def run(*arguments: Any) -> np.ndarray:
+        os.environ[eplb.MOVES] = "32"
+        try:
+            return balancer(*arguments)
+        finally:
+            del os.environ[eplb.MOVES]
+
+    return run
 
 
 def balancers(engine: str) -> dict[str, Any]:
@@ -44,6 +58,7 @@ def balancers(engine: str) -> dict[str, Any]:
             "vllm default": of(DefaultEplbPolicy, GROUPS),
             "vllm global": of(DefaultEplbPolicy, 1),
             "fourlane": of(vllm.FourlanePolicy, GROUPS),
+            "fourlane 32": bounded(of(vllm.FourlanePolicy, GROUPS)),
         }
     from sglang.srt.eplb import eplb_algorithms
 
@@ -53,13 +68,19 @@ def balancers(engine: str) -> dict[str, Any]:
             chosen = eplb_algorithms.compute_algorithm(algorithm, GROUPS, nodes)
             sizes = (slots, slots // ranks, GROUPS, nodes)
             if algorithm == sglang.ALGORITHM:
-                return eplb.map_slots(load, ranks=ranks, slots=slots, held_LP=held)
+                moves = eplb.read_moves(os.environ)
+                return eplb.map_slots(load, ranks=ranks, slots=slots, held_LP=held, moves=moves)
             return eplb_algorithms.rebalance_experts(steps, *sizes, chosen)[0].numpy()
 
         return run
 
     sglang.patch()
-    return {"sglang auto": named("auto"), "sglang global": named("deepseek"), "fourlane": named("fourlane")}
+    return {
+        "sglang auto": named("auto"),
+        "sglang global": named("deepseek"),
+        "fourlane": named("fourlane"),
+        "fourlane 32": bounded(named("fourlane")),
+    }
 
 
 def balance(load_LE: np.ndarray, map_LP: np.ndarray, ranks: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from sglang.srt.eplb.eplb_simulator.reader import read_mode_per_pass
 from sglang.srt.runtime_context import get_context, get_resources
 
 from fourlane.integrations import sglang as ours
-from fourlane.policy.load_generator import DECODE, PREFILL, lognormal, single_hot, zipf
+from fourlane.policy.load_generator import DECODE, PREFILL, drift, lognormal, single_hot, zipf
 from fourlane.policy.placement import Placement
 
 if TYPE_CHECKING:
@@ -134,15 +134,25 @@ def test_sglang_starts_from_our_initial_locations(tmp_path: Path, suffix: str, d
 
 
 def test_sglang_rebalances_with_our_algorithm_from_the_map_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOURLANE_EPLB_MOVES", "32")
     load_LE = DECODE.draw(np.random.default_rng(3))[:4]
+    later_LE = drift(load_LE, 0.95, np.random.default_rng(4))
     arguments = {"ranks": 32, "redundant": 32, "eplb_algorithm": "fourlane", "ep_dispatch_algorithm": "dynamic"}
     with serving((4, 256), **arguments):
-        first = expert_location.ExpertLocationMetadata.init_by_eplb(None, torch.from_numpy(load_LE))
-        table_LP = first.physical_to_logical_map_cpu.reshape(4, 32, 9).flip(2).reshape(4, 288)
-        in_force = expert_location.ExpertLocationMetadata.init_by_mapping(None, table_LP, moe_ep_rank=0)
-        monkeypatch.setattr(get_resources(), "expert_location_metadata", in_force)
-        again = expert_location.ExpertLocationMetadata.init_by_eplb(None, torch.from_numpy(load_LE))
-    assert torch.equal(again.physical_to_logical_map, table_LP)
+        first = expert_location.ExpertLocationMetadata.init_by_eplb(
+            None, torch.from_numpy(load_LE), use_flat_topology=1
+        )
+        monkeypatch.setattr(get_resources(), "expert_location_metadata", first)
+        later = expert_location.ExpertLocationMetadata.init_by_eplb(None, torch.from_numpy(later_LE))
+    moved_L = np.zeros(4, dtype=int)
+    before, after = (made.physical_to_logical_map.numpy().reshape(4, 32, 9) for made in (first, later))
+    for layer in range(4):
+        for rank in range(32):
+            moved_L[layer] += len(set(after[layer, rank]) - set(before[layer, rank]))
+    assert (moved_L > 0).all()
+    assert (moved_L <= 32).all()
+    count_LE = later.logical_to_all_physical_map_num_valid.numpy()
+    assert balance(later_LE, count_LE, later.physical_to_logical_map.numpy(), 32).mean() <= 1.02
 
 
 def test_a_recording_of_passes_is_read_as_sglangs_own_reader_reads_it(tmp_path: Path) -> None:

@@ -43,6 +43,16 @@ def balance(load_LE: np.ndarray, map_LP: np.ndarray, ranks: int) -> np.ndarray:
     return rank_LG.max(axis=1) / rank_LG.mean(axis=1)
 
 
+def received(new_LP: np.ndarray, old_LP: np.ndarray, ranks: int) -> np.ndarray:
+    """Return how many experts all ranks together receive in each layer, by vLLM's own count of what is there."""
+    return np.array(
+        [
+            sum(len(set(new) - set(old)) for new, old in zip(*(np.split(row, ranks) for row in rows), strict=True))
+            for rows in zip(new_LP, old_LP, strict=True)
+        ]
+    )
+
+
 def assert_slots_kept(new_LP: torch.Tensor, old_LP: torch.Tensor, width: int) -> None:
     """Assert that what a rank held and still holds is where it was, by a rank's first slot for it."""
     for new_S, old_S in zip(new_LP.reshape(-1, width).tolist(), old_LP.reshape(-1, width).tolist(), strict=True):
@@ -109,6 +119,18 @@ def test_experts_that_stay_on_their_rank_stay_in_their_slot() -> None:
     old = map_of(DefaultEplbPolicy, load_LE, 32, 32)
     new = map_of(FourlanePolicy, drift(load_LE, 0.95, np.random.default_rng(7)), 32, 32, old)
     assert_slots_kept(new, old, 9)
+
+
+def test_a_budget_of_moves_is_kept_and_vllms_policy_moves_nearly_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_LE = DECODE.draw(np.random.default_rng(6))
+    later_LE = drift(load_LE, 0.95, np.random.default_rng(7))
+    old = map_of(FourlanePolicy, load_LE, 32, 32)
+    monkeypatch.setenv("FOURLANE_EPLB_MOVES", "32")
+    ours = map_of(FourlanePolicy, later_LE, 32, 32, old)
+    theirs = map_of(DefaultEplbPolicy, later_LE, 32, 32, old)
+    assert received(ours.numpy(), old.numpy(), 32).max() <= 32
+    assert received(theirs.numpy(), old.numpy(), 32).min() > 200
+    assert balance(later_LE, ours.numpy(), 32).mean() <= 1.02
 
 
 def test_no_expert_moves_where_the_load_has_not_changed() -> None:

@@ -1,4 +1,4 @@
-"""What engines' balancers have in common: switches in the environment, one call for a new map of slots.
+"""What engines' balancers have in common: options from the environment, one call for a new map of slots.
 
 Engines call a balancer on every rank and never compare the results, so all of it follows from the arguments
 and the environment alone. No torch here; each engine's module turns its tensors into arrays.
@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourlane.errors import BalanceInputError, SpecError
-from fourlane.policy.placement import EMPTY, place_experts
+from fourlane.policy.placement import EMPTY, Placement, place_experts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["keep_slots", "map_slots", "switched_on", "without_doubles"]
+__all__ = ["MOVES", "keep_slots", "map_slots", "read_moves", "switched_on", "without_doubles"]
+
+MOVES = "FOURLANE_EPLB_MOVES"
+
+
+def read_moves(environment: Mapping[str, str]) -> int | None:
+    """Read how many experts a layer may receive at a rebalance, on all ranks together; None: no limit.
+
+    Raises:
+        SpecError: a value that is no number.
+    """
+    moves = environment.get(MOVES, "").strip()
+    if moves and not (moves.isascii() and moves.isdigit()):
+        raise SpecError(f"{MOVES}: expected how many experts a layer may receive, such as 32, got {moves!r}")
+    return int(moves) if moves else None
 
 
 def switched_on(environment: Mapping[str, str], name: str) -> bool:
@@ -31,7 +45,9 @@ def switched_on(environment: Mapping[str, str], name: str) -> bool:
     return value == "1"
 
 
-def map_slots(load: np.ndarray, *, ranks: int, slots: int, held_LP: np.ndarray | None) -> np.ndarray:
+def map_slots(
+    load: np.ndarray, *, ranks: int, slots: int, held_LP: np.ndarray | None, moves: int | None = None
+) -> np.ndarray:
     """Return which expert each physical slot is to hold, [layers, slots] int64, no slot empty.
 
     Engines split an expert's tokens blindly over its replicas, so the placement is the best for equal shares. It is
@@ -41,18 +57,36 @@ def map_slots(load: np.ndarray, *, ranks: int, slots: int, held_LP: np.ndarray |
         load: tokens an expert got, [layers, experts] or [windows, layers, experts].
         ranks: ranks that share the slots.
         slots: physical slots of all ranks.
-        held_LP: the map in force: what stays on a rank stays in its slot. None, or one of another width: there is none.
+        held_LP: the map in force, which is mended rather than made anew where that is as good. None, or one of
+            another width (ranks come or go): there is none.
+        moves: most experts that ranks receive in a layer; no limit where slots of the map in force are to be filled.
 
     Raises:
         BalanceInputError: sizes that do not fit together, or loads that are not finite and >= 0.
     """
-    placement = place_experts(load, ranks=ranks, slots=slots, split_aware=False)
+    previous = _previous(held_LP, load.shape[-2:], slots, ranks)
+    bounded = previous is not None and not (previous.slot_of_LP == EMPTY).any()
+    placement = place_experts(
+        load, ranks=ranks, slots=slots, previous=previous, moves=moves if bounded else None, split_aware=False
+    )
     table_LP = placement.slot_of_LP.astype(np.int64)
     if (table_LP == EMPTY).any():
         raise BalanceInputError(
             f"slots: {slots} on {ranks} ranks cannot all be filled without two replicas of an expert on one rank"
         )
     return table_LP if held_LP is None or held_LP.shape != table_LP.shape else keep_slots(table_LP, held_LP, ranks)
+
+
+def _previous(held_LP: np.ndarray | None, shape_LE: tuple[int, ...], slots: int, ranks: int) -> Placement | None:
+    """Return the map in force as a placement; None where ranks come or go and it says nothing of the new ones."""
+    layers, experts = shape_LE
+    if held_LP is None or held_LP.shape != (layers, slots) or slots % ranks:
+        return None
+    held = np.zeros((layers, experts + 1), dtype=bool)
+    held[np.arange(layers)[:, None], held_LP] = True  # an empty slot marks the spare column
+    if not held[:, :experts].all():
+        return None
+    return Placement(without_doubles(held_LP, ranks), experts=experts, ranks=ranks)
 
 
 def without_doubles(table_LP: np.ndarray, ranks: int) -> np.ndarray:

@@ -10,10 +10,11 @@ Source: sglang 0.5.23, srt/eplb/eplb_algorithms/__init__.py, srt/plugins/hook_re
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fourlane.integrations.eplb import map_slots
+from fourlane.integrations.eplb import map_slots, read_moves
 from fourlane.integrations.sglang_files import (
     read_physical_to_logical,
     read_recorded_loads,
@@ -51,7 +52,7 @@ def rebalance_experts(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Place experts, with SGLang's signature; every rank computes the same from the same counts.
 
-    What stays on a rank stays in the slot it has in the map this process serves with.
+    The map this process serves with is started from, so that few experts move.
 
     Args:
         tokens_per_expert: [steps, layers, experts].
@@ -77,6 +78,7 @@ def rebalance_experts(
         ranks=ranks,
         slots=num_physical_experts,
         held_LP=_map_in_force(),
+        moves=read_moves(os.environ),
     )
     placement = Placement(table_LP, experts=load_LE.shape[1], ranks=ranks)
     tables = (placement.phy2log, placement.log2phy, placement.logcnt)
@@ -85,7 +87,12 @@ def rebalance_experts(
 
 
 def register() -> None:
-    """Add the algorithm `fourlane` through SGLang's registry of hooks; the entry point."""
+    """Add the algorithm `fourlane` through SGLang's registry of hooks; the entry point.
+
+    Raises:
+        SpecError: a variable of ours has a value that means nothing; SGLang logs it, and does not know `fourlane`.
+    """
+    read_moves(os.environ)
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # pyrefly: ignore[missing-import]
 
     for name, hook in _HOOKS.items():

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fourlane.errors import SpecError
-from fourlane.integrations.eplb import map_slots, switched_on
+from fourlane.integrations.eplb import map_slots, read_moves, switched_on
 from fourlane.integrations.sglang_files import read_physical_to_logical
 from fourlane.policy.placement import EMPTY
 
@@ -69,6 +69,7 @@ class FourlanePolicy:
             ranks=num_ranks,
             slots=num_replicas,
             held_LP=None if old is None else old.detach().to("cpu", torch.int64).numpy(),
+            moves=read_moves(os.environ),
         )
         return torch.from_numpy(table_LP)
 
@@ -83,6 +84,7 @@ def register() -> None:
     """
     if not switched_on(os.environ, SWITCH):
         return
+    read_moves(os.environ)
     from vllm.distributed.eplb.policy import EPLB_POLICIES, AbstractEplbPolicy  # pyrefly: ignore[missing-import]
 
     AbstractEplbPolicy.register(FourlanePolicy)

@@ -45,9 +45,9 @@ def engine_with_map(monkeypatch: pytest.MonkeyPatch, phy2log: torch.Tensor | Non
     monkeypatch.setitem(sys.modules, location.__name__, location)
 
 
-def test_experts_that_stay_on_a_rank_stay_in_their_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_map_in_force_is_started_from(monkeypatch: pytest.MonkeyPatch) -> None:
     phy2log, _, _ = sglang.rebalance_experts(COUNT, **SIZES, algorithm="fourlane")
-    elsewhere = phy2log.reshape(1, 4, 3).flip(2).reshape(1, 12).to(torch.int32)
+    elsewhere = phy2log.reshape(1, 4, 3).flip(1).flip(2).reshape(1, 12).to(torch.int32)
     engine_with_map(monkeypatch, elsewhere)
     found, _, _ = sglang.rebalance_experts(COUNT, **SIZES, algorithm="fourlane")
     np.testing.assert_array_equal(found, elsewhere)

@@ -98,9 +98,11 @@ def test_registering_touches_nothing_unless_it_is_switched_on(monkeypatch: pytes
     register()
 
 
-def test_a_switch_that_means_nothing_stops_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FOURLANE_VLLM_EPLB", "yes")
-    with pytest.raises(SpecError, match=r"^FOURLANE_VLLM_EPLB: expected"):
+@pytest.mark.parametrize(("name", "value"), [("FOURLANE_VLLM_EPLB", "yes"), ("FOURLANE_EPLB_MOVES", "few")])
+def test_a_variable_that_means_nothing_stops_vllm(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("FOURLANE_VLLM_EPLB", "1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SpecError, match=f"^{name}: expected"):
         register()
 
 
