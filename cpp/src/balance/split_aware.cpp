@@ -1,6 +1,7 @@
 #include "fourlane/split_aware.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <vector>
 
@@ -53,21 +54,10 @@ public:
         return from / limits_.unit_ranks == to / limits_.unit_ranks || free_of(to, expert);
     }
 
-    // Whether the layout, which is already changed, keeps the limits of equal shares and moves.
+    // Whether an exchange, which is not made yet, keeps the limits of equal shares and moves.
     bool allow(const Exchange& exchange) {
-        trial_equal_ = equal_;
-        if (exchange.changes_counts()) {
-            equal_shares(trial_equal_);
-            if (*std::max_element(trial_equal_.begin(), trial_equal_.end()) > limit_) return false;
-        } else {
-            std::int64_t& one = trial_equal_[at(layout_.rank_of(exchange.slot))];
-            std::int64_t& other = trial_equal_[at(layout_.rank_of(exchange.other))];
-            const std::int64_t more = share(exchange.new_expert) - share(exchange.old_expert);
-            one += more;
-            other -= more;
-            if (std::max(one, other) > limit_) return false;
-        }
-        if (before_.empty()) return true;
+        const bool kept = exchange.changes_counts() ? allow_change(exchange) : allow_swap(exchange);
+        if (!kept || before_.empty()) return kept;
         trial_moves_ = moves_ + moved(exchange.slot, exchange.new_expert) - moved(exchange.slot, exchange.old_expert) +
                        moved(exchange.other, exchange.new_other) - moved(exchange.other, exchange.old_other);
         return trial_moves_ <= std::max(limits_.moves, moves_);
@@ -80,8 +70,38 @@ public:
     }
 
 private:
-    std::int64_t share(std::int32_t expert) const {
-        return expert == kEmpty ? 0 : cost_(expert, layout_.copies(expert));
+    std::int64_t share(std::int32_t expert, std::int32_t more = 0) const {
+        return expert == kEmpty ? 0 : cost_(expert, layout_.copies(expert) + more);
+    }
+
+    std::int64_t& trial_equal(std::int32_t slot) { return trial_equal_[at(layout_.rank_of(slot))]; }
+
+    bool allow_swap(const Exchange& exchange) {
+        const std::int64_t more = share(exchange.new_expert) - share(exchange.old_expert);
+        const std::int32_t fuller = more > 0 ? exchange.slot : exchange.other;
+        if (equal_[at(layout_.rank_of(fuller))] + std::abs(more) > limit_) return false;
+        trial_equal_ = equal_;
+        trial_equal(exchange.slot) += more;
+        trial_equal(exchange.other) -= more;
+        return true;
+    }
+
+    // One slot gets one more replica of an expert, in place of one of another expert or of nothing.
+    bool allow_change(const Exchange& exchange) {
+        const bool first = exchange.new_expert != exchange.old_expert;
+        const std::int32_t changed = first ? exchange.slot : exchange.other;
+        const std::int32_t more = first ? exchange.new_expert : exchange.new_other;
+        const std::int32_t fewer = first ? exchange.old_expert : exchange.old_other;
+        trial_equal_ = equal_;
+        for (const std::int32_t slot : layout_.slots_of(more)) trial_equal(slot) += share(more, 1) - share(more);
+        trial_equal(changed) += share(more, 1) - share(fewer);
+        if (trial_equal(changed) > limit_) return false;
+        if (fewer == kEmpty) return true;
+        const std::int64_t rise = share(fewer, -1) - share(fewer);
+        for (const std::int32_t slot : layout_.slots_of(fewer)) {
+            if (slot != changed && (trial_equal(slot) += rise) > limit_) return false;
+        }
+        return true;
     }
 
     void equal_shares(std::vector<std::int64_t>& equal) const {
@@ -224,9 +244,9 @@ private:
     void try_one() {
         const std::size_t first = static_cast<std::size_t>(random_.below(static_cast<std::int32_t>(blocks_.size())));
         Exchange exchange{};
-        if (!draw(first, exchange)) return;
+        if (!draw(first, exchange) || !rules_.allow(exchange)) return;
         put(exchange, exchange.new_expert, exchange.new_other);
-        if (rules_.allow(exchange) && improves(exchange, first)) {
+        if (improves(exchange, first)) {
             std::swap(blocks_, trial_);
             rules_.keep();
         } else {
