@@ -7,6 +7,7 @@ there will be more, and if nobody has any, all go back to sleep.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ class StepGroup:
         )
         exchange = self._open_exchange(address)
         try:
+            exchange.find_nodes(socket.gethostname())
             self._hang_doorbell(exchange, store, generation)
         except PeerLost:
             exchange.close()

@@ -15,6 +15,7 @@ import torch
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
+from fourlane.engine.exchange.meeting import nodes_of
 from fourlane.engine.exchange.rows import Arrival, decoded_counts, weighted_sum
 from fourlane.engine.exchange.slots import SlotTables
 from fourlane.errors import PeerLost
@@ -138,9 +139,21 @@ class AllToAllExchange:
         self._device = device
         self._carrier: Carrier | None = carrier
         self._wire = carrier.device
+        self._nodes = 1
         self._announced = torch.zeros(_EXTRA, dtype=torch.int64)
         self._agreement: Agreement | None = None
         self._place = "joining"
+
+    def find_nodes(self, host: str) -> int:
+        """Tell the others on which host this rank is; return on how many nodes the group is, if in rank order.
+
+        From then on splits keep tokens on their node where that makes no rank fuller.
+
+        Raises:
+            PeerLost: a peer died or hangs.
+        """
+        self._nodes = nodes_of(self.tell_all(host))
+        return self._nodes
 
     def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
         """Attach this rank's announcement to the first counts of the coming forward pass."""
@@ -209,7 +222,7 @@ class AllToAllExchange:
             table = gathered.cpu().numpy()
             self._agree(table[:, -_EXTRA:])
             count_GE = np.ascontiguousarray(table[:, :-_EXTRA])
-            routes = tables.routes(layer, count_GE, split=self._split)
+            routes = tables.routes(layer, count_GE, split=self._split, nodes=self._nodes)
             self._count(layer, routes, count_GE[self.rank], decode_E)
             sent = tables.layer(layer).by_slot(pairs, routes.quota_P)
             return self._receive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -11,7 +12,10 @@ from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
 from fourlane.lanes.connections import LaneEnd
 from fourlane.spec.traffic import TrafficClass
 
-__all__ = ["GroupAddress", "first_sentence", "open_store"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["GroupAddress", "first_sentence", "nodes_of", "open_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,18 @@ class GroupAddress:
             f"rank {self.rank}: the {self.ranks} ranks of the group did not all meet at "
             f"{self.store} within {self.join_s:g} s ({detail})"
         )
+
+
+def nodes_of(host_G: Sequence[str]) -> int:
+    """Return on how many nodes ranks are; 1 unless each has equally many of them, one after the other.
+
+    Args:
+        host_G: the host of each rank.
+    """
+    nodes = len(set(host_G))
+    width = len(host_G) // nodes
+    in_order = all(len(set(host_G[first : first + width])) == 1 for first in range(0, len(host_G), width))
+    return nodes if width * nodes == len(host_G) and in_order else 1
 
 
 def open_store(address: GroupAddress) -> dist.Store:

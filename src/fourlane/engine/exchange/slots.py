@@ -69,18 +69,22 @@ class SlotTables:
             self._layers[index] = found
         return found
 
-    def routes(self, layer: int, count_GE: np.ndarray, *, split: bool) -> Routes:
+    def routes(self, layer: int, count_GE: np.ndarray, *, split: bool, nodes: int = 1) -> Routes:
         """Lay out a layer's rows by the counts of all ranks.
 
         Args:
             layer: which.
             count_GE: int64 [ranks, experts], the tokens each rank routed to each expert.
             split: level the ranks over replicas; else spread each expert's tokens evenly over its own.
+            nodes: hosts of equally many ranks, in rank order; a split keeps on them what it can.
         """
         slots = self.layer(layer)
         if not slots.replicated:
             return slots.only_routes(count_GE, rank=self._rank)
-        chosen = (split_tokens if split else split_equally)(count_GE, self._placement, layer)
+        if split:
+            chosen = split_tokens(count_GE, self._placement, layer, nodes=nodes)
+        else:
+            chosen = split_equally(count_GE, self._placement, layer)
         equal_G = equal_tokens(count_GE, self._placement, layer) if split else chosen.tokens_G
         return Routes(
             count_E=count_GE.sum(axis=0),

@@ -12,6 +12,7 @@ from split_cases import random_placement
 from fourlane import _native
 from fourlane.engine.exchange.contract import BatchExchange
 from fourlane.engine.exchange.local import LocalExchange
+from fourlane.engine.exchange.meeting import nodes_of
 from fourlane.engine.exchange.rows import Arrival, Sorted, decoded_counts, join_ranges, sort_in_torch
 from fourlane.engine.exchange.slots import SlotTables
 from fourlane.policy.placement import Placement, linear_placement
@@ -58,6 +59,33 @@ def test_what_one_rank_sends_is_what_the_other_expects_slot_by_slot(
     assert not quota_GP[:, row_P < 0].any()
     for expert in range(EXPERTS):
         assert (quota_GP[:, row_P == expert].sum(axis=1) == count_GE[:, expert]).all()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "nodes"),
+    [
+        (["a", "a", "b", "b"], 2),
+        (["a", "b", "c"], 3),
+        (["a"], 1),
+        (["a", "a", "a", "b"], 1),
+        (["a", "b", "a", "b"], 1),
+        (["a", "a", "b"], 1),
+        (["a", "a", "b", "a"], 1),
+    ],
+)
+def test_hosts_are_nodes_where_each_has_equally_many_ranks_in_a_row(hosts: list[str], nodes: int) -> None:
+    assert nodes_of(hosts) == nodes
+
+
+def test_tokens_stay_on_their_node_where_that_makes_no_rank_fuller() -> None:
+    row = np.array([[0, 1, 2, 3, 2, 4, 0, 5]])  # expert 0 on ranks 0 and 3, expert 2 on ranks 1 and 2
+    placement = Placement(row, experts=6, ranks=4)
+    count_GE = np.zeros((4, 6), dtype=np.int64)
+    count_GE[1, 0] = count_GE[2, 0] = 6
+    count_GE[0, 2] = count_GE[3, 2] = 6
+    split = [SlotTables(placement, rank=rank).routes(0, count_GE, split=True, nodes=2) for rank in range(4)]
+    assert [np.flatnonzero(routes.quota_P).tolist() for routes in split] == [[2], [0], [6], [4]]
+    assert all((routes.tokens_G == 6).all() for routes in split)
 
 
 @settings(max_examples=80, deadline=None)
