@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from eplb import eplb_slots, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourlane.policy.placement import EMPTY, place_experts
+from fourlane.policy.placement import EMPTY, Placement, linear_placement, place_experts
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,106 @@ def test_replicas_are_on_different_nodes_on_request(task: Task, data: st.DataObj
     for row in placement.slot_of_LP:
         pairs = [(int(node), int(expert)) for node, expert in zip(node_P, row, strict=True) if expert != EMPTY]
         assert len(set(pairs)) == len(pairs)
+
+
+@given(tasks())
+def test_one_slot_an_expert_is_never_better(task: Task) -> None:
+    layers, experts = task.load_LE.shape
+    width = -(-experts // task.ranks)
+    ours_L = place(task, split_aware=False).balance(task.load_LE)
+    plain = linear_placement(layers=layers, experts=experts, ranks=task.ranks)
+    assert (ours_L <= plain.balance(task.load_LE) * (1 + 1e-9)).all()
+    padded_LE = np.pad(task.load_LE, ((0, 0), (0, width * task.ranks - experts)))
+    packed_LX = np.take_along_axis(padded_LE, pack(padded_LE, task.ranks), axis=1)  # heaviest first
+    peak_L = packed_LX.reshape(layers, task.ranks, width).sum(axis=2).max(axis=1)
+    assert (ours_L * task.load_LE.sum(axis=1) <= peak_L * task.ranks * (1 + 1e-9)).all()
+
+
+@given(tasks(max_experts=64, max_ranks=16))
+def test_eplb_is_never_better_unless_it_puts_replicas_together(task: Task) -> None:
+    slot_LP = eplb_slots(task.load_LE, slots=task.slots, ranks=task.ranks)
+    ours_L = place(task, split_aware=False).balance(task.load_LE)
+    for layer, row in enumerate(slot_LP):
+        held = np.sort(row.reshape(task.ranks, -1), axis=1)
+        if (held[:, 1:] == held[:, :-1]).any():
+            continue  # no placement at all
+        eplb = Placement(row[None], experts=task.load_LE.shape[1], ranks=task.ranks)
+        assert ours_L[layer] <= eplb.balance(task.load_LE[layer : layer + 1])[0] * (1 + 1e-9)
+
+
+@given(tasks(), st.data())
+def test_nothing_moves_when_nothing_changed(task: Task, data: st.DataObject) -> None:
+    split_aware = data.draw(st.booleans())
+    first = place(task, split_aware=split_aware)
+    for moves in (None, 0, 5):
+        again = place(task, split_aware=split_aware, previous=first, moves=moves)
+        assert again.slot_of_LP.tolist() == first.slot_of_LP.tolist()
+
+
+@given(tasks(), st.integers(0, 10), st.randoms(use_true_random=False))
+def test_a_repair_keeps_to_its_moves_and_makes_nothing_worse(task: Task, moves: int, random: Any) -> None:
+    first = place(task, split_aware=False)
+    changed = task.load_LE * np.array([[random.randint(1, 4) for _ in row] for row in task.load_LE])
+    mended = place_experts(changed, ranks=task.ranks, slots=task.slots, previous=first, moves=moves, split_aware=False)
+    assert (mended.moves_from(first) <= moves).all()
+    assert (mended.balance(changed) <= first.balance(changed) * (1 + 1e-9)).all()
+
+
+@given(tasks(), st.randoms(use_true_random=False))
+def test_an_expert_that_stays_on_its_rank_stays_in_its_slot(task: Task, random: Any) -> None:
+    first = place(task, split_aware=False)
+    changed = task.load_LE * np.array([[random.randint(1, 4) for _ in row] for row in task.load_LE])
+    for moves in (None, 4):
+        after = place_experts(
+            changed, ranks=task.ranks, slots=task.slots, previous=first, moves=moves, split_aware=False
+        )
+        for old, new in zip(first.slot_of_LP, after.slot_of_LP, strict=True):
+            for slot, expert in enumerate(old):
+                rank = slot // first.slots_per_rank * first.slots_per_rank
+                if expert != EMPTY and expert in new[rank : rank + first.slots_per_rank]:
+                    assert new[slot] == expert
+
+
+@given(tasks())
+def test_samples_count_together(task: Task) -> None:
+    twice = np.stack([task.load_LE, task.load_LE])
+    of_samples = place_experts(twice, ranks=task.ranks, slots=task.slots, split_aware=False)
+    assert of_samples.slot_of_LP.tolist() == place(task, split_aware=False).slot_of_LP.tolist()
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_groups_stay_in_one_node(nodes: int, groups_a_node: int, experts_a_group: int, data: st.DataObject) -> None:
+    groups, ranks_a_node = nodes * groups_a_node, data.draw(st.integers(1, 3))
+    experts, ranks = groups * experts_a_group, nodes * ranks_a_node
+    inside = groups_a_node * experts_a_group
+    width = data.draw(st.integers(-(-inside // ranks_a_node), inside))
+    load = np.array([data.draw(st.lists(st.integers(0, 99), min_size=experts, max_size=experts)) for _ in range(2)])
+    options: Any = {"ranks": ranks, "slots": width * ranks, "nodes": nodes, "groups": groups, "split_aware": False}
+    placement = place_experts(load, **options)
+    group_LP = np.where(placement.slot_of_LP == EMPTY, EMPTY, placement.slot_of_LP // experts_a_group)
+    node_P = placement.rank_of_P // ranks_a_node
+    for row in group_LP:
+        assert all(np.unique(node_P[row == group]).size == 1 for group in range(groups))
+    again = place_experts(load, previous=placement, **options)
+    assert again.slot_of_LP.tolist() == placement.slot_of_LP.tolist()
+
+
+def test_another_process_finds_the_same_to_the_bit() -> None:
+    script = (
+        "import numpy, zlib; from fourlane.policy.load_generator import DECODE, drift;"
+        "from fourlane.policy.placement import place_experts;"
+        "rng = numpy.random.default_rng(1); load = DECODE.draw(rng)[:4]; kw = dict(ranks=144, slots=288);"
+        "first = place_experts(load, **kw);"
+        "then = place_experts(drift(load, 0.95, rng), previous=first, moves=90, **kw);"
+        "print(zlib.crc32(first.slot_of_LP.tobytes()), zlib.crc32(then.slot_of_LP.tobytes()))"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] != b""

@@ -8,7 +8,7 @@
 
 namespace fourlane::balance {
 
-// What one replica of each expert costs when the expert has c = 1 .. most replicas, [experts][most]; not increasing in c.
+// Costs are below 2^40 each. What one replica of each expert costs when the expert has c = 1 .. most replicas, [experts][most]; not increasing in c.
 struct CostView {
     const std::int64_t* data;
     std::int64_t experts;

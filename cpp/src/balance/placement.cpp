@@ -42,12 +42,29 @@ void check_previous(const PlacementTask& task) {
     if (*least < 1 || *most > task.cost.most) throw std::invalid_argument("previous: an expert has none or too many replicas");
 }
 
+// Counts that give hot experts more replicas than the costliest needs: the next to the one with most load squared over
+// replicas. With few experts of one size that is what fills ranks evenly.
+std::vector<std::int32_t> generous_copies(const PlacementTask& task, std::int64_t slots) {
+    std::vector<std::int64_t> weights;
+    for (std::int64_t expert = 0; expert < task.cost.experts; ++expert) {
+        for (std::int64_t copies = 1; copies <= task.cost.most; ++copies) {
+            weights.push_back((task.cost(expert, copies) >> 12) * (task.cost(expert, 1) >> 12));
+        }
+    }
+    std::vector<std::int32_t> copies_E(static_cast<std::size_t>(task.cost.experts));
+    choose_copies({weights.data(), task.cost.experts, task.cost.most}, slots, copies_E);
+    return copies_E;
+}
+
 // Find a placement from nothing.
 Layout search(const PlacementTask& task) {
-    const std::int64_t slots = std::int64_t{task.ranks} * task.slots_per_rank;
+    const std::int64_t slots =
+        std::min(std::int64_t{task.ranks} * task.slots_per_rank, task.cost.experts * task.cost.most);
     std::vector<std::int32_t> copies_E(static_cast<std::size_t>(task.cost.experts));
-    choose_copies(task.cost, std::min(slots, task.cost.experts * task.cost.most), copies_E);
-    if (task.slots_per_rank == 2) PairCounts(task.cost, slots, copies_E, task.seed).improve(task.good_enough, task.steps);
+    choose_copies(task.cost, slots, copies_E);
+    if (task.slots_per_rank == 2) {
+        PairCounts(task.cost, std::int64_t{task.ranks} * 2, copies_E, task.seed).improve(task.good_enough, task.steps);
+    }
     Layout best(task);
     best.pack(copies_E);
     std::int64_t steps = task.steps;
@@ -57,6 +74,12 @@ Layout search(const PlacementTask& task) {
         steps = search.steps_left();
     };
     descend(best);
+    if (best.greatest() - task.good_enough > task.good_enough / 256) {
+        Layout other(task);
+        other.pack(generous_copies(task, slots));
+        descend(other);
+        if (other.greatest() < best.greatest()) best = other;
+    }
     Random draws(task.seed);
     while (steps > 0 && best.greatest() > task.good_enough) {
         Layout tried = best;
@@ -68,13 +91,36 @@ Layout search(const PlacementTask& task) {
     return best;
 }
 
+// Leave slots empty where one replica of each expert, on as few slots as hold them, costs less than all that was found.
+void prefer_bare(const PlacementTask& task, Layout& best) {
+    std::int64_t costliest = 0;
+    for (std::int64_t expert = 0; expert < task.cost.experts; ++expert) costliest = std::max(costliest, task.cost(expert, 1));
+    const auto width = static_cast<std::int32_t>((task.cost.experts + task.ranks - 1) / task.ranks);
+    if (costliest >= best.greatest() || best.greatest() <= task.good_enough || width == task.slots_per_rank) return;
+    std::vector<std::int64_t> single_E;
+    for (std::int64_t expert = 0; expert < task.cost.experts; ++expert) single_E.push_back(task.cost(expert, 1));
+    PlacementTask bare = task;
+    bare.cost = {single_E.data(), task.cost.experts, 1};
+    bare.slots_per_rank = width;
+    std::vector<std::int32_t> narrow_P(static_cast<std::size_t>(task.ranks * width)), expert_P;
+    const Layout found = search(bare);
+    if (found.greatest() >= best.greatest()) return;
+    found.store(narrow_P);
+    for (std::int32_t slot = 0; slot < best.slots(); ++slot) {
+        const std::int32_t nth = slot % task.slots_per_rank, rank = slot / task.slots_per_rank;
+        expert_P.push_back(nth < width ? narrow_P[static_cast<std::size_t>(rank * width + nth)] : -1);
+    }
+    best.load(expert_P);
+}
+
 }  // namespace
 
 std::int64_t place(const PlacementTask& task, std::span<std::int32_t> expert_P) {
     if (std::int64_t{task.ranks} * task.slots_per_rank < task.cost.experts) {
         throw std::invalid_argument("slots: expected at least one for each expert");
     }
-    const Layout found = search(task);
+    Layout found = search(task);
+    prefer_bare(task, found);
     found.store(expert_P);
     if (task.previous_P.empty()) return found.greatest();
     check_previous(task);

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fourlane.errors import BalanceInputError
 from fourlane.policy.expert_cost import TOKENS
 from fourlane.policy.placing.bounds import lower_bound, redundancy_per_layer
+from fourlane.policy.placing.groups import checked_groups, group_traffic, search_in_nodes
 from fourlane.policy.placing.previous import checked_moves, previous_slots, widened
 from fourlane.policy.placing.search import search
 from fourlane.policy.placing.split_aware import DesignRules, Leaning, checked_leaning
@@ -31,6 +33,7 @@ __all__ = [
     "Leaning",
     "Placement",
     "Replicas",
+    "group_traffic",
     "linear_placement",
     "lower_bound",
     "place_experts",
@@ -44,6 +47,7 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     ranks: int,
     slots: int | Sequence[int] | NDArray[np.integer],
     nodes: int = 1,
+    groups: int | None = None,
     previous: Placement | None = None,
     moves: int | None = None,
     cost: ReplicaCost = TOKENS,
@@ -59,6 +63,8 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
         slots: physical slots a layer (P), a multiple of ranks: one number, or one for each layer; then the placement
             is as wide as the widest, and what a layer has no use for stays empty.
         nodes: nodes the ranks are in, equally many in each.
+        groups: None places experts anywhere. A number of groups of neighbouring experts keeps each group, with all
+            replicas, in one node (EPLB's hierarchical placement); `group_traffic` tells what that saves.
         previous: where experts are now. A layer whose placement found from nothing is hardly better (by a thousandth)
             stays as it is; otherwise ranks and slots are named so that as many experts as may be stay where they are.
         moves: most experts that ranks receive in a layer; the previous placement is mended as far as these go.
@@ -77,11 +83,18 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     slots_L = checked_slots(slots, shape)
     leaning = checked_leaning(split_aware)
     checked_moves(previous, moves, shape)
+    if groups is not None and spread_nodes and nodes > 1:
+        raise BalanceInputError("spread_nodes: expected False with groups, which keep replicas in one node, got True")
+    in_nodes = None if groups is None else checked_groups(groups, shape)
     unit_ranks = shape.ranks_per_node if spread_nodes else 1
     table = np.full((shape.layers, slots_L.max()), EMPTY, dtype=np.int32)
     for width in np.unique(slots_L // ranks).tolist():
         chosen_L = slots_L == width * ranks
         held_LP = None if previous is None else previous_slots(previous, chosen_L, width, unit_ranks)
         rules = DesignRules(ranks, unit_ranks, previous_LP=held_LP, moves=moves, seed=seed)
-        table[chosen_L] = widened(search(load_WLE[:, chosen_L], width, cost, rules, leaning), ranks, table.shape[1])
+        if in_nodes is None:
+            found = search(load_WLE[:, chosen_L], width, cost, rules, leaning)
+        else:
+            found = search_in_nodes(load_WLE[:, chosen_L], width, cost, rules, leaning, nodes=nodes, groups=in_nodes)
+        table[chosen_L] = widened(found, ranks, table.shape[1])
     return Placement(table, experts=shape.experts, ranks=ranks)

@@ -24,14 +24,21 @@ __all__ = ["search"]
 GOOD_ENOUGH = 2**13
 """The search stops within 1/8192 of perfect balance."""
 HARDLY = 2.0**-10
-"""A previous placement stays unless one found from nothing is better by more than this part."""
+"""So much better makes a placement worth moving to, as a part."""
 
 
 def search(
-    load_WLE: NDArray[np.float64], width: int, cost: ReplicaCost, rules: DesignRules, leaning: Leaning | None
+    load_WLE: NDArray[np.float64],
+    width: int,
+    cost: ReplicaCost,
+    rules: DesignRules,
+    leaning: Leaning | None,
+    *,
+    hardly: float = HARDLY,
 ) -> NDArray[np.int32]:
     """Return experts in slots, [layers, slots], of layers with `width` slots a rank.
 
+    A previous placement stays unless one found from nothing is better by more than the part `hardly`.
     With a design for splitting, a previous placement may be worse by what the design may cost before it is replaced.
     """
     from fourlane import _native
@@ -50,7 +57,7 @@ def search(
         rules.seed,
         previous_LP,
         -1 if rules.moves is None else rules.moves,
-        round((HARDLY + (leaning.equal_split if leaning else 0.0)) * 2**20),
+        round((hardly + (leaning.equal_split if leaning else 0.0)) * 2**20),
         found,
     )
     if leaning is None:
