@@ -15,12 +15,25 @@ namespace fourlane::balance {
 namespace {
 
 // Exchange an expert of the fullest rank for another, at random.
-void shake(Layout& layout, Random& draws) {
+void shake_places(Layout& layout, Random& draws) {
     const std::int32_t slot = layout.fullest() * layout.width() + draws.below(layout.width());
     for (int attempt = 0; attempt < 8; ++attempt) {
         const std::int32_t other = draws.below(layout.slots());
         if (layout.rank_of(other) == layout.rank_of(slot) || !layout.may_exchange(slot, other)) continue;
         layout.exchange(slot, other);
+        return;
+    }
+}
+
+// Give an expert of the fullest rank another replica in the place of some other one, at random.
+void shake_counts(Layout& layout, Random& draws) {
+    const std::int32_t expert = layout.expert(layout.fullest() * layout.width() + draws.below(layout.width()));
+    if (layout.empty(expert) || layout.copies(expert) == layout.most()) return;
+    for (int attempt = 0; attempt < 16; ++attempt) {
+        const std::int32_t slot = draws.below(layout.slots()), gone = layout.expert(slot);
+        if (gone == expert || (!layout.empty(gone) && layout.copies(gone) < 2)) continue;
+        if (!layout.free_of(layout.rank_of(slot), expert)) continue;
+        layout.replace(slot, expert);
         return;
     }
 }
@@ -63,7 +76,7 @@ Layout search(const PlacementTask& task) {
     std::vector<std::int32_t> copies_E(static_cast<std::size_t>(task.cost.experts));
     choose_copies(task.cost, slots, copies_E);
     if (task.slots_per_rank == 2) {
-        PairCounts(task.cost, std::int64_t{task.ranks} * 2, copies_E, task.seed).improve(task.good_enough, task.steps);
+        PairCounts(task.cost, std::int64_t{task.ranks} * 2, copies_E, task.seed).improve(task.good_enough, task.steps / 2);
     }
     Layout best(task);
     best.pack(copies_E);
@@ -83,7 +96,7 @@ Layout search(const PlacementTask& task) {
     Random draws(task.seed);
     while (steps > 0 && best.greatest() > task.good_enough) {
         Layout tried = best;
-        shake(tried, draws);
+        draws.below(2) == 0 ? shake_counts(tried, draws) : shake_places(tried, draws);
         --steps;
         descend(tried);
         if (tried.greatest() <= best.greatest()) best = tried;

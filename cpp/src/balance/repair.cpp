@@ -81,7 +81,7 @@ bool repair_pairs(const PlacementTask& task, std::span<const std::int32_t> fresh
         for (const bool from_old : {true, false}) {
             std::vector<std::int32_t> copies_E = from_old ? old_E : fresh_E;
             PairCounts counts(task.cost, std::int64_t{task.ranks} * 2, copies_E, task.seed);
-            if (!counts.come_near(most, old_E, from_old ? task.steps / 16 : 0)) continue;
+            if (!counts.come_near(most, old_E, from_old ? task.steps / 32 : 0)) continue;
             if (PairRepair(task, copies_E).within(most, expert_P) && origin.received(expert_P) <= task.moves) return true;
         }
     }

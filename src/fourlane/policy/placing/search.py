@@ -23,6 +23,8 @@ __all__ = ["search"]
 
 GOOD_ENOUGH = 2**13
 """The search stops within 1/8192 of perfect balance."""
+STEPS = 2
+"""Candidates the search weighs in a layer, for each pair of slots."""
 HARDLY = 2.0**-10
 """So much better makes a placement worth moving to, as a part."""
 
@@ -53,7 +55,7 @@ def search(
         rules.ranks,
         rules.unit_ranks,
         least_L + least_L // GOOD_ENOUGH,
-        slots * slots,
+        STEPS * slots * slots,
         rules.seed,
         previous_LP,
         -1 if rules.moves is None else rules.moves,
