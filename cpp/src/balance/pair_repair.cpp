@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "repair.hpp"
@@ -9,7 +10,7 @@
 namespace fourlane::balance {
 
 PairRepair::PairRepair(const PlacementTask& task, std::span<const std::int32_t> copies_E)
-    : task_(task), copies_E_(copies_E), value_E_(copies_E.size()) {
+    : task_(task), origin_(task), copies_E_(copies_E), value_E_(copies_E.size()) {
     for (std::size_t expert = 0; expert < copies_E.size(); ++expert) {
         value_E_[expert] = task.cost(static_cast<std::int64_t>(expert), copies_E[expert]);
     }
@@ -65,15 +66,16 @@ bool PairRepair::may_hold(std::int32_t rank, std::int32_t expert) const {
     return std::find(begin, begin + 2 * unit, expert) == begin + 2 * unit;
 }
 
-// Put a replica into a free slot, where it leaves least room.
+// Put a replica into a free slot: of a rank that held it before, otherwise where it leaves least room.
 bool PairRepair::settle(std::int32_t expert, Cost most) {
     std::int32_t best = -1;
-    Cost fullest = -1;
+    std::pair<bool, Cost> fullest{false, -1};
     for (std::int32_t slot = 0; slot < 2 * task_.ranks; ++slot) {
         if (table_P_[static_cast<std::size_t>(slot)] >= 0) continue;
         const Cost after = load(slot / 2) + value(expert);
-        if (after > most || after <= fullest || !may_hold(slot / 2, expert)) continue;
-        fullest = after;
+        const std::pair key{origin_.received(slot / 2, expert) == 0, after};
+        if (after > most || key <= fullest || !may_hold(slot / 2, expert)) continue;
+        fullest = key;
         best = slot;
     }
     if (best < 0) return false;
@@ -81,20 +83,21 @@ bool PairRepair::settle(std::int32_t expert, Cost most) {
     return true;
 }
 
-// Put a replica in the place of a cheaper one: of those that fit a free slot the costliest, otherwise the cheapest.
+// Put a replica in the place of a cheaper one: one that fits a free slot if there is any, one that
+// moved anyway if there is any; of these the costliest, or the cheapest if none fits.
 bool PairRepair::oust(std::int32_t expert, Cost most, std::int32_t& ousted) {
     Cost room = 0;
     for (std::int32_t slot = 0; slot < 2 * task_.ranks; ++slot) {
         if (table_P_[static_cast<std::size_t>(slot)] < 0) room = std::max(room, most - load(slot / 2));
     }
     std::int32_t best = -1;
-    std::pair<bool, Cost> best_key;
+    std::tuple<bool, bool, Cost> best_key;
     for (std::int32_t slot = 0; slot < 2 * task_.ranks; ++slot) {
         const std::int32_t there = table_P_[static_cast<std::size_t>(slot)];
         if (there < 0 || value(there) >= value(expert)) continue;
         if (load(slot / 2) - value(there) + value(expert) > most || !may_hold(slot / 2, expert)) continue;
         const bool fits = value(there) <= room;
-        const std::pair key{fits, fits ? value(there) : -value(there)};
+        const std::tuple key{fits, origin_.received(slot / 2, there) == 1, fits ? value(there) : -value(there)};
         if (best >= 0 && key <= best_key) continue;
         best_key = key;
         best = slot;

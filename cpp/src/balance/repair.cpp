@@ -69,6 +69,29 @@ std::vector<std::int32_t> names(const PlacementTask& task, std::span<const std::
     return name;
 }
 
+// Exchange experts as long as fewer are received for it and no rank costs more than `most`.
+void move_back(const PlacementTask& task, const Origin& origin, std::int64_t most, std::span<std::int32_t> expert_P) {
+    Layout layout(task);
+    layout.load(expert_P);
+    const auto received = [&](std::int32_t rank, std::int32_t slot) { return origin.received(rank, layout.expert(slot)); };
+    for (bool better = true; better;) {
+        better = false;
+        for (std::int32_t slot = 0; slot < layout.slots(); ++slot) {
+            for (std::int32_t other = 0; other < layout.slots(); ++other) {
+                const std::int32_t rank = layout.rank_of(slot), there = layout.rank_of(other);
+                if (received(rank, slot) == 0) break;
+                if (received(there, slot) + received(rank, other) >= 1 + received(there, other)) continue;
+                const Cost more = layout.value(other) - layout.value(slot);
+                if (layout.load_of(rank) + more > most || layout.load_of(there) - more > most) continue;
+                if (!layout.may_exchange(slot, other)) continue;
+                layout.exchange(slot, other);
+                better = true;
+            }
+        }
+    }
+    layout.store(expert_P);
+}
+
 // Two slots a rank: the least cost above the one found from nothing that the moves suffice for, with its counts or with the
 // previous ones changed as little as need be.
 bool repair_pairs(const PlacementTask& task, std::span<const std::int32_t> fresh_P, std::int64_t fresh, std::int64_t before,
@@ -82,7 +105,9 @@ bool repair_pairs(const PlacementTask& task, std::span<const std::int32_t> fresh
             std::vector<std::int32_t> copies_E = from_old ? old_E : fresh_E;
             PairCounts counts(task.cost, std::int64_t{task.ranks} * 2, copies_E, task.seed);
             if (!counts.come_near(most, old_E, from_old ? task.steps / 32 : 0)) continue;
-            if (PairRepair(task, copies_E).within(most, expert_P) && origin.received(expert_P) <= task.moves) return true;
+            if (!PairRepair(task, copies_E).within(most, expert_P)) continue;
+            move_back(task, origin, most, expert_P);
+            if (origin.received(expert_P) <= task.moves) return true;
         }
     }
     return false;

@@ -43,6 +43,7 @@ private:
     bool may_hold(std::int32_t rank, std::int32_t expert) const;
 
     const PlacementTask& task_;
+    Origin origin_;
     std::span<const std::int32_t> copies_E_;
     std::vector<Cost> value_E_;
     std::vector<std::int32_t> table_P_;
