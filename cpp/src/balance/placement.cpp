@@ -104,6 +104,23 @@ Layout search(const PlacementTask& task) {
     return best;
 }
 
+// Put the cheapest replicas that may be into empty slots, as far as no rank comes to cost more than the costliest.
+void fill(Layout& layout) {
+    for (std::int32_t slot = 0; slot < layout.slots(); ++slot) {
+        if (!layout.empty(layout.expert(slot))) continue;
+        std::int32_t best = -1;
+        Cost cheapest = layout.greatest() - layout.load_of(layout.rank_of(slot)) + 1;
+        for (std::int32_t expert = 0; expert < layout.experts(); ++expert) {
+            if (layout.copies(expert) == layout.most() || !layout.free_of(layout.rank_of(slot), expert)) continue;
+            const Cost coming = layout.cost(expert, layout.copies(expert) + 1);
+            if (coming >= cheapest) continue;
+            cheapest = coming;
+            best = expert;
+        }
+        if (best >= 0) layout.replace(slot, best);
+    }
+}
+
 // Leave slots empty where one replica of each expert, on as few slots as hold them, costs less than all that was found.
 void prefer_bare(const PlacementTask& task, Layout& best) {
     std::int64_t costliest = 0;
@@ -124,6 +141,7 @@ void prefer_bare(const PlacementTask& task, Layout& best) {
         expert_P.push_back(nth < width ? narrow_P[static_cast<std::size_t>(rank * width + nth)] : -1);
     }
     best.load(expert_P);
+    fill(best);
 }
 
 }  // namespace

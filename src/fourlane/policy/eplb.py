@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fourlane.policy.placement import place_experts
+import numpy as np
+
+from fourlane.policy.placement import EMPTY, Placement, place_experts
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["rebalance_experts"]
@@ -44,4 +45,17 @@ def rebalance_experts(
         groups=num_groups if in_nodes else None,
         split_aware=False,
     )
+    placement = _filled(placement, np.asarray(weight, dtype=np.float64))
     return placement.phy2log, placement.log2phy, placement.logcnt
+
+
+def _filled(placement: Placement, load_LE: NDArray[np.float64]) -> Placement:
+    """Put least loaded experts where a slot was better left empty: EPLB's tables know no empty slots."""
+    table = placement.slot_of_LP.copy()
+    width = placement.slots_per_rank
+    for layer, slot in np.argwhere(table == EMPTY).tolist():
+        first = slot // width * width
+        here = set(table[layer, first : first + width].tolist())
+        order = np.argsort(load_LE[layer], kind="stable").tolist()
+        table[layer, slot] = next(expert for expert in order if expert not in here)
+    return Placement(table, experts=placement.experts, ranks=placement.ranks)
