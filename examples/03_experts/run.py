@@ -38,9 +38,11 @@ def main() -> None:
 
     later_LE = load_LE + np.roll(load_LE, 1, axis=1) // 4  # popularity moves on
     again = place_experts(later_LE, ranks=RANKS, slots=EXPERTS + REDUNDANT)
+    mended = place_experts(later_LE, ranks=RANKS, slots=EXPERTS + REDUNDANT, previous=placed, moves=12)
     print("the load changes; worst layer, and experts moved a layer")
     print(f"  the old placement         {placed.balance(later_LE).max():.3f}")
-    print(f"  placed anew               {again.balance(later_LE).max():.3f}   {again.moves_from(placed).max():3}")
+    print(f"  placed from nothing       {again.balance(later_LE).max():.3f}   {again.moves_from(placed).max():3}")
+    print(f"  repaired, 12 moves        {mended.balance(later_LE).max():.3f}   {mended.moves_from(placed).max():3}")
 
     given = Circumstances(top_k=4, batch_tokens=128, lean_sd=0.2, expert_bytes=44_000_000)
     said = verdict(advise(np.stack([load_LE, later_LE]), ranks=RANKS, circumstances=given))

@@ -233,13 +233,23 @@ def test_a_placement_is_better_than_linear_and_told_exactly(loads: Path, tmp_pat
     assert figures["bytes_a_rank"] == 5 * 4 * 44_000_000
 
 
-def test_coming_from_a_placement_is_told_in_moves_and_bytes(loads: Path, placement: Path, tmp_path: Path) -> None:
-    file = tmp_path / "next.json"
+def test_a_repair_moves_no_more_than_allowed(loads: Path, placement: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mended.json"
     words = ("place", loads, "--phase", "prefill", "--ranks", 8, "--redundant", 8, "--previous", placement)
-    figures = json.loads(done(*words, "-o", file, "--json").stdout)
+    figures = json.loads(done(*words, "--moves", 4, "-o", file, "--json").stdout)
     assert figures["moves"] == read(file).moves_from(read(placement)).tolist()
+    assert max(figures["moves"]) <= 4
     assert figures["moved_bytes"] == sum(figures["moves"]) * 44_000_000
     assert figures["balance"]["placed"]["mean"] <= figures["balance"]["before"]["mean"]
+
+
+def test_groups_in_nodes_are_told_with_the_traffic_they_save(loads: Path) -> None:
+    words = ("place", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "--nodes", 4)
+    in_nodes = json.loads(done(*words, "--groups", 8, "--top-groups", 2, "--json").stdout)
+    anywhere = json.loads(done(*words, "--json").stdout)
+    assert in_nodes["nodes_reached"]["placed"] < in_nodes["nodes_reached"]["anywhere"]
+    assert anywhere["nodes_reached"] is None
+    assert "of that traffic saved" in done(*words, "--groups", 8).output
 
 
 def test_redundancy_by_layer_keeps_to_the_budget(loads: Path) -> None:
@@ -319,11 +329,11 @@ def test_advice_keeps_to_the_memory_there_is(loads: Path) -> None:
 
 def test_a_bench_compares_placements_and_choices_in_one_run(loads: Path, placement: Path, tmp_path: Path) -> None:
     words = ("bench", loads, "--phase", "decode", "--ranks", 8, "--redundant", 8, "--top-k", 4)
-    more = ("--placement", placement, "--plot", tmp_path / "bench.svg")
+    more = ("--groups", 4, "--nodes", 2, "--placement", placement, "--plot", tmp_path / "bench.svg")
     found = json.loads(done(*words, *more, "--json").stdout)["placements"]
     by_name = {each["placement"]: each for each in found}
     assert next(iter(by_name)) == "linear"
-    assert {"placed", "placed to be split", placement.name} <= set(by_name)
+    assert {"by groups in nodes", "placed", "repaired, 8 moves", "placed to be split", placement.name} <= set(by_name)
     assert by_name["linear"]["ratio"] == 1.0
     assert by_name["placed to be split"]["ratio"] < 1.0
     placed = by_name["placed"]["batches"]

@@ -183,24 +183,32 @@ class _Study:
         )
 
     def following(self, slots: int) -> Following | None:
-        """Return what going from window to window costs, planned from nothing."""
+        """Return what going from window to window costs, planned from nothing and repaired."""
         self._steps.step("following the load", layers=len(self.total_LE))
         if len(self.load_WLE) < 2:
             return None
-        counts: list[float] = []
-        balances: list[NDArray[np.float64]] = []
+        moves = self.ranks if self.given.moves is None else self.given.moves
+        counts: list[list[float]] = []
+        balances: list[list[NDArray[np.float64]]] = []
         for before, after in self._pairs:
             load_LE = self.load_WLE[after]
             old, fresh = self._place(self.load_WLE[before], slots), self._place(load_LE, slots)
-            counts.append(float(fresh.moves_from(old).mean()))
-            balances.append(fresh.balance(load_LE))
-        moves = sum(counts) / len(counts)
-        size = self._received(moves)
+            mended = place_experts(load_LE, ranks=self.ranks, slots=slots, previous=old, moves=moves, split_aware=False)
+            counts.append([float(plan.moves_from(old).mean()) for plan in (fresh, mended)])
+            balances.append([plan.balance(load_LE) for plan in (fresh, mended)])
+        replan, repair = np.mean(counts, axis=0).tolist()
+        sizes = [self._received(count) for count in (replan, repair)]
+        times = [None if size is None or not self.given.rate else size / self.given.rate for size in sizes]
         return Following(
-            replan_moves=moves,
-            replan=Balance(np.mean(balances, axis=0)),
-            replan_bytes=size,
-            replan_s=None if size is None or not self.given.rate else size / self.given.rate,
+            moves=moves,
+            replan_moves=replan,
+            repair_moves=repair,
+            replan=Balance(np.mean([pair[0] for pair in balances], axis=0)),
+            repair=Balance(np.mean([pair[1] for pair in balances], axis=0)),
+            replan_bytes=sizes[0],
+            repair_bytes=sizes[1],
+            replan_s=times[0],
+            repair_s=times[1],
         )
 
     def layer_budget(self, option: RedundancyOption) -> LayerBudget | None:

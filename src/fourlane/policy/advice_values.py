@@ -24,6 +24,7 @@ class Circumstances:
         lean_sd: by how much batches lean: s.d. of the shift of each expert's log popularity from batch to batch.
         batches: batches drawn for each layer, from the pairs of windows in turn.
         pairs: how many pairs of successive windows, the latest, are looked at.
+        moves: experts a layer that a repair may move; None: as many as there are ranks.
         memory: bytes a rank that redundancy may take; None: any.
         expert_bytes: bytes of one expert of one layer; None: unknown, and so is what follows from it.
         rate: bytes/s at which a rank receives weights; None: unknown.
@@ -39,6 +40,7 @@ class Circumstances:
     lean_sd: float = 0.2
     batches: int = 2
     pairs: int = 2
+    moves: int | None = None
     memory: int | None = None
     expert_bytes: int | None = None
     rate: float | None = None
@@ -107,19 +109,25 @@ class RedundancyOption:
 
 @dataclass(frozen=True, kw_only=True)
 class Following:
-    """What following the load from window to window costs, with the redundancy chosen, planned from nothing each time.
+    """What following the load from window to window costs, with the redundancy chosen; all of a layer in the mean.
 
     Args:
-        replan_moves: experts of a layer that ranks receive, in the mean.
-        replan: the balance it has of the window it was made for.
-        replan_bytes: received by a rank, all layers; None where an expert's size is unknown.
-        replan_s: what that takes; None where the rate is unknown.
+        replan_moves: experts that ranks receive where every window is placed from nothing.
+        repair_moves: where the placement before is repaired, with the budget `moves`.
+        replan, repair: balance either has of the window it was made for.
+        replan_bytes, repair_bytes: received by a rank, all layers; None where an expert's size is unknown.
+        replan_s, repair_s: what that takes; None where the rate is unknown.
     """
 
+    moves: int
     replan_moves: float
+    repair_moves: float
     replan: Balance
+    repair: Balance
     replan_bytes: float | None
+    repair_bytes: float | None
     replan_s: float | None
+    repair_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

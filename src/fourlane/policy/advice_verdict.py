@@ -80,8 +80,12 @@ def _following(advice: Advice) -> str:
     if following is None:
         return ""
 
+    repair = _cost(following.repair_moves, following.repair_bytes, following.repair_s)
     replan = _cost(following.replan_moves, following.replan_bytes, following.replan_s)
-    return f"Placing anew for each window costs {replan} and gives {following.replan.mean:.3f}."
+    return (
+        f"Following each window by repair costs {repair} and gives {following.repair.mean:.3f}; "
+        f"planning from nothing costs {replan} and gives {following.replan.mean:.3f}."
+    )
 
 
 def _cost(moves: float, size: float | None, time_s: float | None) -> str:

@@ -46,6 +46,7 @@ Examples:
 @click.option("--batch-tokens", type=click.IntRange(1), default=128, show_default=True, help="A rank's, in a batch.")
 @click.option("--top-k", type=click.IntRange(1), default=8, show_default=True, help="Experts a token goes to.")
 @click.option("--lean-sd", type=click.FloatRange(0), default=0.2, show_default=True, help="How much batches lean.")
+@click.option("--moves", type=click.IntRange(0), help="Experts a layer that a repair may move  [as many as ranks].")
 @click.option("--least-gain", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="To be worth it.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it here (.png, .svg, .pdf, .html).")
 @seed_option
@@ -86,6 +87,7 @@ def _circumstances(given: dict[str, Any]) -> Circumstances:
         batch_tokens=given["batch_tokens"],
         top_k=given["top_k"],
         lean_sd=given["lean_sd"],
+        moves=given["moves"],
         memory=None if memory is None else int(memory),
         expert_bytes=None if expert_bytes is None else int(expert_bytes),
         rate=None if rate is None else rate.bytes_per_second,
@@ -127,7 +129,9 @@ def _figures(found: Advice) -> dict[str, Any]:
         "following": None
         if following is None
         else {
+            "moves_allowed": following.moves,
             "replan": {**_cost(following, "replan"), "balance": _balance(following.replan)},
+            "repair": {**_cost(following, "repair"), "balance": _balance(following.repair)},
         },
         "layer_budget": None
         if budget is None

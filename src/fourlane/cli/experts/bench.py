@@ -39,7 +39,7 @@ OWN = "own counts"
 EXAMPLES = """\b
 Examples:
   fourlane experts bench                                        loads like those of decoding, 32 ranks, 32 copies
-  fourlane experts bench --model zipf --ranks 64 --redundant 64
+  fourlane experts bench --model zipf --ranks 64 --redundant 64 --nodes 8 --groups 8
   fourlane experts bench loads.npz --phase decode --ranks 144 --redundant 32 --batch-tokens 64
   fourlane experts bench loads.npz --phase decode --placement mine.json --plot bench.png --json
 """
@@ -57,6 +57,7 @@ Examples:
 @click.option("--ranks", type=click.IntRange(2), default=32, show_default=True, help="Ranks that share the experts.")
 @click.option("--redundant", type=click.IntRange(0), help="Copies of a layer  [as many as ranks].")
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes that the ranks are on.")
+@click.option("--groups", type=click.IntRange(1), help="Compare placement by groups of experts in nodes too.")
 @click.option(
     "--moves", type=click.IntRange(0), help="Experts of a layer that the repair may move  [as many as ranks]."
 )
@@ -190,7 +191,13 @@ def _placements(load_WLE: NDArray[Any], given: dict[str, Any]) -> dict[str, tupl
             layers=layers, experts=experts, ranks=ranks, redundant=redundant
         ),
     }
+    if given["groups"] is not None:
+        makers["by groups in nodes"] = placed(groups=given["groups"])
     makers["placed"] = placed(split_aware=False)
+    if len(load_WLE) > 2:
+        old = place_experts(load_WLE[-3], ranks=ranks, slots=slots, nodes=given["nodes"], seed=given["seed"])
+        moves = ranks if given["moves"] is None else given["moves"]
+        makers[f"repaired, {moves} moves"] = placed(previous=old, moves=moves)
     makers["placed to be split"] = placed()
     for file in given["files"]:
         makers[file.name] = _reader(file, load_WLE, ranks)

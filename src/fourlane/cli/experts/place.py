@@ -1,4 +1,4 @@
-"""`fourlane experts place`: place experts for a load, and write the placement."""
+"""`fourlane experts place`: place experts for a load, or repair a placement, and write it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ __all__ = ["place"]
 EXAMPLES = """\b
 Examples:
   fourlane experts place loads.npz --ranks 32 --redundant 32 -o placement.json
-  fourlane experts place loads.npz --ranks 64 --redundant 64 --nodes 8 --spread-nodes -o spread.json
+  fourlane experts place loads.npz --ranks 64 --redundant 64 --nodes 8 --groups 8 -o in_nodes.json
+  fourlane experts place new.npz --ranks 32 --redundant 32 --previous placement.json --moves 32 -o mended.json
   fourlane experts place loads.npz --ranks 144 --redundant 32 --layer-budget -o by_layer.json
   fourlane experts place loads.npz --ranks 32 --redundant 32 --max-balance 1.05 -o placement.json --plot placement.png
 """
@@ -50,10 +51,11 @@ Examples:
 @click.option("--layer-budget", is_flag=True, help="Share the redundant slots of all layers out where they help most.")
 @phase_option
 @click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Nodes that the ranks are on.")
+@click.option("--groups", type=click.IntRange(1), help="Keep each of so many groups of experts on one node (EPLB).")
+@click.option("--top-groups", type=click.IntRange(1), default=4, show_default=True, help="Groups a token chooses from.")
 @click.option("--spread-nodes", is_flag=True, help="Put replicas of an expert on different nodes.")
-@click.option(
-    "--previous", type=click.Path(path_type=Path, dir_okay=False), help="Tell what coming from this one moves."
-)
+@click.option("--previous", type=click.Path(path_type=Path, dir_okay=False), help="Repair this placement.")
+@click.option("--moves", type=click.IntRange(0), help="Experts of a layer that the repair may move  [any number].")
 @click.option(
     "--cost", default="tokens", show_default=True, help="tokens, activated (experts), or e.g. tokens=1,activated=40."
 )
@@ -74,7 +76,7 @@ def place(**given: Any) -> None:
     """
     phase, load = one_phase(given["loads"], given["phase"])
     previous = None if given["previous"] is None else placement_of(given["previous"])
-    made = _place(load.load_WLE, given)
+    made = _place(load.load_WLE, previous, given)
     figures = _figures(load.load_WLE, made, previous, given)
     if given["output"] is not None:
         from fourlane.spec.expert_files import write_placement
@@ -90,7 +92,7 @@ def place(**given: Any) -> None:
     _check(figures["layers"]["placed"], with_load(load.load_WLE), given["max_balance"])
 
 
-def _place(load_WLE: NDArray[Any], given: dict[str, Any]) -> Placement:
+def _place(load_WLE: NDArray[Any], previous: Placement | None, given: dict[str, Any]) -> Placement:
     from fourlane.policy.placement import place_experts
 
     return place_experts(
@@ -98,6 +100,9 @@ def _place(load_WLE: NDArray[Any], given: dict[str, Any]) -> Placement:
         ranks=given["ranks"],
         slots=_slots(load_WLE.sum(axis=0), given),
         nodes=given["nodes"],
+        groups=given["groups"],
+        previous=previous,
+        moves=given["moves"],
         cost=_cost(given["cost"]),
         split_aware=given["split_aware"],
         spread_nodes=given["spread_nodes"],
@@ -153,7 +158,7 @@ def _figures(
 
     load_LE, counted = load_WLE.sum(axis=0), with_load(load_WLE)
     flat = linear_placement(layers=made.layers, experts=made.experts, ranks=made.ranks)
-    slots_L = (made.slot_of_LP >= 0).sum(axis=1)
+    slots_L = made.ranks * (made.slot_of_LP.reshape(made.layers, made.ranks, -1) >= 0).sum(axis=2).max(axis=1)
     bound_L = lower_bound(load_LE, ranks=made.ranks, slots=slots_L)
     by_layer = {"linear": flat.balance(load_LE), "bound": bound_L, "placed": made.balance(load_LE)}
     if previous is not None:
@@ -173,6 +178,24 @@ def _figures(
         "bytes_a_rank": size,
         "moves": None if moves_L is None else moves_L.tolist(),
         "moved_bytes": None if moves_L is None else int(moves_L.sum()) * int(expert_bytes),
+        "nodes_reached": _nodes_reached(load_LE[counted], made.slot_of_LP[counted], made, given),
+    }
+
+
+def _nodes_reached(
+    load_LE: NDArray[Any], slot_of_LP: NDArray[Any], made: Placement, given: dict[str, Any]
+) -> dict[str, float] | None:
+    """Return to how many other nodes a token is sent, here and in global placement; None without groups."""
+    if given["groups"] is None:
+        return None
+    from fourlane.policy.placement import Placement, group_traffic, place_experts
+
+    here = Placement(slot_of_LP, experts=made.experts, ranks=made.ranks)
+    anywhere = place_experts(load_LE, ranks=made.ranks, slots=made.slots, split_aware=False)
+    asked = {"nodes": given["nodes"], "groups": given["groups"], "top_groups": given["top_groups"]}
+    return {
+        name: float(group_traffic(plan, load_LE, **asked).mean())
+        for name, plan in (("placed", here), ("anywhere", anywhere))
     }
 
 
@@ -202,6 +225,10 @@ def _print(phase: str, made: Placement, figures: dict[str, Any]) -> None:
         if (found := figures["balance"].get(key)) is not None
     )
     print_table(out, Table(title="", columns=("max/mean over ranks", "mean layer", "worst layer"), rows=rows))
+    if (reached := figures["nodes_reached"]) is not None:
+        saved = 1 - reached["placed"] / (reached["anywhere"] or 1.0)
+        text = f"a token is sent to {reached['placed']:.2f} other nodes, {reached['anywhere']:.2f} in global placement"
+        out.print(f"{text}: {saved:.0%} of that traffic saved", markup=False, soft_wrap=True)
     if figures["moves"] is not None:
         moved = figures["moves"]
         out.print(
