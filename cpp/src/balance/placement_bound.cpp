@@ -23,7 +23,7 @@ namespace fourlane::balance {
 namespace {
 
 using Load = std::int64_t;
-__extension__ using Wide = __int128;
+__extension__ using Wide = __int128;  // products of a weight and a number of slots
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 

@@ -23,8 +23,9 @@ __all__ = ["search"]
 
 GOOD_ENOUGH = 2**13
 """The search stops within 1/8192 of perfect balance."""
-STEPS = 2
-"""Candidates the search weighs in a layer, for each pair of slots."""
+STEPS, STEPS_OF_THREE = 2, 5
+"""Candidates the search weighs in a layer, for each pair of slots: more with three slots a rank, where few exchanges
+help and counts must be searched as well. (With two, counts are searched apart, in native `PairCounts`.)"""
 HARDLY = 2.0**-10
 """So much better makes a placement worth moving to, as a part."""
 
@@ -55,7 +56,7 @@ def search(
         rules.ranks,
         rules.unit_ranks,
         least_L + least_L // GOOD_ENOUGH,
-        STEPS * slots * slots,
+        (STEPS_OF_THREE if width == 3 else STEPS) * slots * slots,
         rules.seed,
         previous_LP,
         -1 if rules.moves is None else rules.moves,
