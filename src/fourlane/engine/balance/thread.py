@@ -9,10 +9,8 @@ tell each other with the counts of their steps (`balancer`), so nothing here eve
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +36,7 @@ __all__ = ["BalanceThread", "MigrationState"]
 
 _log = logging.getLogger(__name__)
 LEADER = 0
-_REST = 3.0
+_REST = 9.0
 """How long the thread rests after work, in parts of the processor time that it took: steps come first."""
 _LONGEST_REST_S = 0.05
 
@@ -133,7 +131,6 @@ class BalanceThread:
 
     def _run(self) -> None:
         """Wait for frames and for the loop, until told to stop."""
-        _step_back()
         rested_at = time.thread_time()
         try:
             while not self._stopping:
@@ -278,9 +275,3 @@ def _rest(since: float) -> float:
     now = time.thread_time()
     time.sleep(min(_REST * (now - since), _LONGEST_REST_S))
     return now
-
-
-def _step_back() -> None:
-    """Let this thread have a processor only where no other wants it, if the system knows such a thing."""
-    with suppress(OSError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
