@@ -97,7 +97,7 @@ Layout search(const PlacementTask& task) {
     while (steps > 0 && best.greatest() > task.good_enough) {
         Layout tried = best;
         draws.below(2) == 0 ? shake_counts(tried, draws) : shake_places(tried, draws);
-        --steps;
+        steps -= 1 + task.cost.experts * task.cost.most / 16;  // a copy of the layout is work too
         descend(tried);
         if (tried.greatest() <= best.greatest()) best = tried;
     }

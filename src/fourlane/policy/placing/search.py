@@ -79,7 +79,7 @@ def _most_copies(load_WLE: NDArray[np.float64], slots: int, cost: ReplicaCost, r
     if cost is TOKENS:
         load_LE = load_WLE.sum(axis=0)
         share = (load_LE.max(axis=1) / np.maximum(load_LE.sum(axis=1), np.finfo(np.float64).tiny)).max()
-        most = min(most, max(2 * int(np.ceil(share * slots)) + 2, -(-slots // experts)))
+        most = min(most, max(3 * int(np.ceil(share * slots)) + 2, -(-slots // experts)))
     if rules.previous_LP is None:
         return most
     held = [np.bincount(row[row >= 0]).max() for row in rules.previous_LP]
