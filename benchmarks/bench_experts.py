@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import expert_page
 import expert_placement_bench
+import expert_repair_bench
 import expert_split_bench
 from expert_results import record, results_file
 
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
     from expert_results import Part
 
-PARTS: dict[str, Callable[[int], Part]] = {**expert_placement_bench.PARTS, **expert_split_bench.PARTS}
+PARTS: dict[str, Callable[[int], Part]] = {
+    **expert_placement_bench.PARTS,
+    **expert_repair_bench.PARTS,
+    **expert_split_bench.PARTS,
+}
 QUICK_LAYERS = 4
-QUICK = ("balance", "split-32", "split-times")
+QUICK = ("balance", "repair", "split-32", "split-times")
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,12 +11,21 @@ import eplb
 import numpy as np
 
 from fourlane.policy import load_generator as generator
-from fourlane.policy.placement import EMPTY, Placement, place_experts
+from fourlane.policy.placement import EMPTY, Placement, Replicas, place_experts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SIZES", "Size", "baseline", "baseline_value", "bundled_loads", "named_loads", "necessary", "placed"]
+__all__ = [
+    "SIZES",
+    "Size",
+    "Slots",
+    "baseline",
+    "baseline_value",
+    "bundled_loads",
+    "named_loads",
+    "placed",
+]
 
 SEED = 20261127
 BUNDLED = Path(generator.__file__).parents[1] / "engine" / "model" / "bundled" / "expert_use.json"
@@ -83,22 +91,18 @@ def baseline_value(slot_of_LP: NDArray[np.int64], size: Size) -> Placement:
     return Placement(rows.reshape(slot_of_LP.shape), experts=size.experts, ranks=size.ranks)
 
 
-def necessary(load_LE: NDArray[Any], size: Size) -> NDArray[np.float64]:
-    """Return what max / mean no placement can go below in each layer, for want of replicas.
+class Slots:
+    """EPLB's slots as they are, two copies on a rank and all, for choices of replicas to be made on."""
 
-    A target T needs ceil(share * ranks / T) replicas of an expert, so the least T is one of share * ranks / copies.
-    """
-    even_LE = load_LE / load_LE.sum(axis=1, keepdims=True) * size.ranks
-    bound_L = np.ones(len(even_LE))
-    for layer, even_E in enumerate(even_LE):
-        targets = np.unique(np.maximum(even_E[:, None] / np.arange(1, size.ranks + 1), 1.0))
-        enough = bisect_left(targets, 1, key=lambda target: _copies(even_E, target) <= size.redundant)
-        bound_L[layer] = targets[enough]
-    return bound_L
+    def __init__(self, slot_of_LP: NDArray[np.int64], size: Size) -> None:
+        self.slot_of_LP, self.ranks, self.experts, self.slots = slot_of_LP, size.ranks, size.experts, size.slots
 
-
-def _copies(even_E: NDArray[np.float64], target: float) -> int:
-    return int((np.ceil(even_E / target - 1e-12) - 1).clip(0).sum())
+    def replicas(self, layer: int) -> Replicas:
+        """Return the slots of each expert in a layer."""
+        slot_of_P = self.slot_of_LP[layer]
+        slot_R = np.argsort(slot_of_P, kind="stable").astype(np.int32)
+        start_E1 = np.concatenate([[0], np.bincount(slot_of_P, minlength=self.experts).cumsum()]).astype(np.int32)
+        return Replicas(start_E1, slot_R, (slot_R // (self.slots // self.ranks)).astype(np.int32))
 
 
 def placed(load: NDArray[Any], size: Size, **more: Any) -> Placement:

@@ -6,11 +6,12 @@ import statistics
 import time
 from collections import defaultdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import eplb
 import numpy as np
 import replica_choices
-from expert_cases import BUNDLED_SIZES, SEED, SIZES, Size, baseline, baseline_value, named_loads, placed
+from expert_cases import BUNDLED_SIZES, SEED, SIZES, Size, Slots, baseline, baseline_value, named_loads, placed
 from expert_results import Bar, Figures, Part, Rows, Section
 
 from fourlane.policy.load_generator import leaning_batch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement
 
-    Way = Callable[[NDArray[Any], Placement, int], float]
+    Way = Callable[[NDArray[Any], "_Compared", int], float]
 
 __all__ = ["PARTS"]
 
@@ -34,52 +35,75 @@ WANTED_US = 100.0
 OTHERS = ("random", "hash", "round robin")
 
 
-def _fullest(quota_GP: NDArray[np.int32], placement: Placement) -> float:
-    return float(rank_tokens(quota_GP, placement.ranks).max())
+class _Compared(NamedTuple):
+    """A placement, and the slots that choices without counts are made on: EPLB's with its second copies on a rank."""
+
+    value: Placement
+    slots: Placement | Slots
+
+    def fullest(self, quota_GP: NDArray[np.int32]) -> float:
+        return float(rank_tokens(quota_GP, self.value.ranks).max())
 
 
-def _locally(count_GE: NDArray[Any], placement: Placement, layer: int) -> float:
-    quotas = [split_local_tokens(count_E, placement, layer, rank=rank) for rank, count_E in enumerate(count_GE)]
-    return _fullest(np.stack(quotas), placement)
+def _equally(count_GE: NDArray[Any], compared: _Compared, layer: int) -> float:
+    slot_of_1P = compared.slots.slot_of_LP[layer : layer + 1]
+    return float(eplb.rank_load(slot_of_1P, count_GE.sum(axis=0)[None], compared.value.ranks).max())
+
+
+def _locally(count_GE: NDArray[Any], compared: _Compared, layer: int) -> float:
+    value = compared.value
+    quotas = [split_local_tokens(count_E, value, layer, rank=rank) for rank, count_E in enumerate(count_GE)]
+    return compared.fullest(np.stack(quotas))
+
+
+def _globally(count_GE: NDArray[Any], compared: _Compared, layer: int) -> float:
+    return float(split_tokens(count_GE, compared.value, layer).tokens_G.max())
+
+
+def _bound(count_GE: NDArray[Any], compared: _Compared, layer: int) -> float:
+    return split_tokens(count_GE, compared.value, layer).lower_bound
+
+
+def _chosen(choose: Callable[..., NDArray[np.int32]]) -> Way:
+    return lambda count_GE, compared, layer: compared.fullest(choose(count_GE, compared.slots, layer))
 
 
 def _ways(rng: np.random.Generator) -> dict[str, Way]:
     """Return the ways to share a batch's tokens out, each a function that returns the fullest rank's tokens."""
-    choices = {
-        "random": partial(replica_choices.randomly, rng=rng),
-        "hash": partial(replica_choices.by_hash, tokens=TOKENS, rng=rng),
-        "round robin": replica_choices.in_turn,
+    return {
+        "random": _chosen(partial(replica_choices.randomly, rng=rng)),
+        "hash": _chosen(partial(replica_choices.by_hash, tokens=TOKENS, rng=rng)),
+        "round robin": _chosen(replica_choices.in_turn),
+        "equal": _equally,
+        "local": _locally,
+        "global": _globally,
+        "lower bound": _bound,
     }
-    ways: dict[str, Way] = {
-        name: lambda count_GE, placement, layer, choose=choose: _fullest(choose(count_GE, placement, layer), placement)
-        for name, choose in choices.items()
-    }
-    ways["equal"] = lambda count_GE, placement, layer: float(split_equally(count_GE, placement, layer).tokens_G.max())
-    ways["local"] = _locally
-    ways["global"] = lambda count_GE, placement, layer: float(split_tokens(count_GE, placement, layer).tokens_G.max())
-    ways["lower bound"] = lambda count_GE, placement, layer: split_tokens(count_GE, placement, layer).lower_bound
-    return ways
 
 
 def _over_mean(
-    batches: Iterable[tuple[int, NDArray[Any]]], placements: dict[str, Placement], ways: dict[str, Way]
+    batches: Iterable[tuple[int, NDArray[Any]]], placements: dict[str, _Compared], ways: dict[str, Way]
 ) -> dict[str, dict[str, float]]:
     """Return sum of maxima over sum of means, by placement and way, of (layer, counts) batches."""
     fullest: dict[str, dict[str, float]] = {name: defaultdict(float) for name in placements}
     mean = 0.0
     for layer, count_GE in batches:
-        mean += count_GE.sum() / len(count_GE)
-        for name, placement in placements.items():
+        mean += float(count_GE.sum()) / len(count_GE)
+        for name, compared in placements.items():
             for way, measure in ways.items():
-                fullest[name][way] += measure(count_GE, placement, layer)
+                fullest[name][way] += measure(count_GE, compared, layer)
     return {name: {way: total / mean for way, total in found.items()} for name, found in fullest.items()}
 
 
-def _placements(load_LE: NDArray[Any], size: Size) -> dict[str, Placement]:
-    return {
-        "EPLB": baseline_value(baseline(load_LE, size), size),
+def _placements(load_LE: NDArray[Any], size: Size) -> dict[str, _Compared]:
+    slot_of_LP = baseline(load_LE, size)
+    ours = {
         "ours, equal split": placed(load_LE, size, split_aware=False),
         "ours, for splitting": placed(load_LE, size),
+    }
+    return {
+        "EPLB": _Compared(baseline_value(slot_of_LP, size), Slots(slot_of_LP, size)),
+        **{name: _Compared(value, value) for name, value in ours.items()},
     }
 
 
@@ -101,7 +125,7 @@ def leaning(size: Size, layers: int = 58) -> Part:
     text = (
         f"{size.name}: one batch in each of {layers} layers of decode, {TOKENS} tokens x top 8 a rank, log-popularity "
         "shifted by a normal of s.d. `lean` a batch; sum of the fullest ranks' tokens over sum of the means. "
-        "`random`, `hash` and `round robin` choose a replica for each token without counts."
+        "`random`, `hash` and `round robin` choose a replica for each token without counts; `equal` is in fractions."
     )
     return Part(
         title=f"Splitting leaning batches, {size.name}",

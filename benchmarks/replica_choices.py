@@ -9,7 +9,7 @@ Source: vLLM 0.32, fused_moe/router/base_router.py (a multiplicative hash of the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,9 +18,26 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fourlane.policy.placement import Placement
+    from fourlane.policy.placement import Replicas
 
     Choose = Callable[[NDArray[Any], int], NDArray[np.int64]]
+
+
+class HasReplicas(Protocol):
+    """What is asked of a placement."""
+
+    ranks: int
+    experts: int
+
+    @property
+    def slots(self) -> int:
+        """Return the slots of all ranks."""
+        ...
+
+    def replicas(self, layer: int) -> Replicas:
+        """Return the slots of each expert."""
+        ...
+
 
 __all__ = ["by_hash", "in_turn", "randomly"]
 
@@ -28,7 +45,7 @@ KNUTH = 2654435769  # 2^32 over the golden ratio
 
 
 def randomly(
-    count_GE: NDArray[Any], placement: Placement, layer: int, *, rng: np.random.Generator
+    count_GE: NDArray[Any], placement: HasReplicas, layer: int, *, rng: np.random.Generator
 ) -> NDArray[np.int32]:
     """Send each token to a replica drawn evenly, a token at a time."""
 
@@ -39,7 +56,7 @@ def randomly(
 
 
 def by_hash(
-    count_GE: NDArray[Any], placement: Placement, layer: int, *, tokens: int, rng: np.random.Generator
+    count_GE: NDArray[Any], placement: HasReplicas, layer: int, *, tokens: int, rng: np.random.Generator
 ) -> NDArray[np.int32]:
     """Send each token to the replica that a hash of its number on its rank names: the same numbers on every rank."""
     hash_GT = np.tile(np.arange(tokens) * KNUTH & 0xFFFFFFFF, (placement.ranks, 1))
@@ -52,7 +69,7 @@ def by_hash(
     return _quotas(count_GE, placement, layer, choose)
 
 
-def in_turn(count_GE: NDArray[Any], placement: Placement, layer: int) -> NDArray[np.int32]:
+def in_turn(count_GE: NDArray[Any], placement: HasReplicas, layer: int) -> NDArray[np.int32]:
     """Send an expert's tokens to its replicas in turn, each rank beginning with the replica of its own number."""
 
     def choose(count_G: NDArray[Any], copies: int) -> NDArray[np.int64]:
@@ -62,7 +79,7 @@ def in_turn(count_GE: NDArray[Any], placement: Placement, layer: int) -> NDArray
     return _quotas(count_GE, placement, layer, choose)
 
 
-def _quotas(count_GE: NDArray[Any], placement: Placement, layer: int, choose: Choose) -> NDArray[np.int32]:
+def _quotas(count_GE: NDArray[Any], placement: HasReplicas, layer: int, choose: Choose) -> NDArray[np.int32]:
     replicas = placement.replicas(layer)
     quota_GP = np.zeros((placement.ranks, placement.slots), dtype=np.int32)
     for expert in range(placement.experts):
