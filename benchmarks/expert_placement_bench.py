@@ -154,8 +154,8 @@ def hierarchy(layers: int = 58) -> Part:
     columns = ("size", "load", "EPLB, groups in nodes", "ours, groups in nodes", "ours, global", "traffic saved")
     text = (
         "8 groups of 32 experts, equal split, max / mean, mean layer / worst layer. Public engines keep groups in "
-        "nodes whenever groups divide by nodes; what that costs is the step from `ours, global` to the left. `traffic saved` is what groups in nodes save of the "
-        "traffic between nodes when a token's experts come from 4 groups (`group_traffic`)."
+        "nodes whenever groups divide by nodes; what that costs is the step from `ours, global` to the left. `traffic "
+        "saved` is what groups in nodes save between nodes when a token's experts come from 4 groups (`group_traffic`)."
     )
     return Part(title="Groups in nodes", text=text, sections=[Section("", columns, rows)], figures=figures)
 

@@ -33,16 +33,7 @@ def repair(layers: int = 58) -> Part:
             **anew,
             **{f"repaired, at most {each:.0f}": _repaired(window_WLE, size, int(each)) for each in budgets},
         }
-        rows: Rows = [
-            (
-                name,
-                f"{each['mean']:.4f} / {each['worst']:.4f}",
-                f"{each['first']:.4f}",
-                f"{each['moves']:.1f}",
-                f"{each['most']:.0f}",
-            )
-            for name, each in found.items()
-        ]
+        rows: Rows = [(name, *_cells(each)) for name, each in found.items()]
         columns = ("way", "balance, mean / worst layer", "first window", "moves a layer, mean", "most")
         sections.append(Section(f"{size.name}, rho {rho}", columns, rows))
         figures[f"{size.name}/{rho}"] = found
@@ -101,8 +92,14 @@ def _repair_bars(size: Size, rho: float, found: dict[str, dict[str, float]]) -> 
     return [Bar(f"repair, {size.name}, rho .95", wanted, _moved(mine), met)]
 
 
+def _cells(found: dict[str, float]) -> tuple[str, ...]:
+    balance = f"{found['mean']:.4f} / {found['worst']:.4f}"
+    return balance, f"{found['first']:.4f}", f"{found['moves']:.1f}", f"{found['most']:.0f}"
+
+
 def _moved(found: dict[str, float]) -> str:
-    return f"{found['mean']:.4f} (first window {found['first']:.4f}), {found['moves']:.1f} moves (most {found['most']:.0f})"
+    moves = f"{found['moves']:.1f} moves (most {found['most']:.0f})"
+    return f"{found['mean']:.4f} (first window {found['first']:.4f}), {moves}"
 
 
 PARTS: dict[str, Callable[[int], Part]] = {"repair": repair}
