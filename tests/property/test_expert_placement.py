@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from eplb import eplb_slots, pack
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fourlane.policy.placement import EMPTY, Placement, linear_placement, place_experts
@@ -58,6 +58,7 @@ def test_replicas_are_on_different_nodes_on_request(task: Task, data: st.DataObj
 
 
 @given(tasks())
+@example(Task(np.array([[0, 0, 2, 1626, 0, 0, 3250]]), 2, 8))  # a second replica of the hot one only harms
 def test_one_slot_an_expert_is_never_better(task: Task) -> None:
     layers, experts = task.load_LE.shape
     width = -(-experts // task.ranks)

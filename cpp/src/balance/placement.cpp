@@ -126,7 +126,7 @@ void prefer_bare(const PlacementTask& task, Layout& best) {
     std::int64_t costliest = 0;
     for (std::int64_t expert = 0; expert < task.cost.experts; ++expert) costliest = std::max(costliest, task.cost(expert, 1));
     const auto width = static_cast<std::int32_t>((task.cost.experts + task.ranks - 1) / task.ranks);
-    if (costliest >= best.greatest() || best.greatest() <= task.good_enough || width == task.slots_per_rank) return;
+    if (costliest >= best.greatest() || best.greatest() <= task.good_enough || best.slots() == task.cost.experts) return;
     std::vector<std::int64_t> single_E;
     for (std::int64_t expert = 0; expert < task.cost.experts; ++expert) single_E.push_back(task.cost(expert, 1));
     PlacementTask bare = task;
