@@ -26,7 +26,8 @@ Made by `python benchmarks/bench_experts.py --page` from what its parts recorded
 algorithm, written from its published description (`benchmarks/eplb.py`) and run in the same process; loads are drawn
 by `fourlane.policy.load_generator`, whose statistics are held against published ones by tests. Unless said otherwise
 they are of 58 layers with 256 experts, top 8. EP32+32 is 32 ranks with 32 redundant slots; balance is max / mean over
-ranks, mean layer / worst layer. A bar that is not reached says **miss**.
+ranks, mean layer / worst layer. A bar that is not reached says **miss**; those of the live service are in
+the last section.
 """
 LIVE = ("live_balance", "Live: the bundled model under a skewed load")
 
