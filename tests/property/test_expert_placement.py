@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fourlane.policy.placement import EMPTY, Placement, linear_placement, place_experts
+from fourlane.policy.placing.search import GOOD_ENOUGH
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ def tasks(draw: st.DrawFn, *, max_experts: int = 24, max_ranks: int = 8) -> Task
     hot = st.one_of(st.integers(0, 20), st.integers(0, 10_000))
     load = draw(st.lists(hot, min_size=layers * experts, max_size=layers * experts))
     return Task(np.array(load).reshape(layers, experts), ranks, width * ranks)
+
+
+def no_worse(ours: Any, theirs: Any) -> bool:
+    """Whether balances are at most others, or within what the search takes for perfect."""
+    return bool((ours <= np.maximum(theirs * (1 + 1e-9), 1 + 1 / GOOD_ENOUGH)).all())
 
 
 def place(task: Task, **options: Any) -> Any:
@@ -59,16 +65,17 @@ def test_replicas_are_on_different_nodes_on_request(task: Task, data: st.DataObj
 
 @given(tasks())
 @example(Task(np.array([[0, 0, 2, 1626, 0, 0, 3250]]), 2, 8))  # a second replica of the hot one only harms
+@example(Task(np.array([[0] * 11 + [1, 2, 100, 104, 104, 3788, 4093]]), 2, 22))  # all but perfect, where packing is
 def test_one_slot_an_expert_is_never_better(task: Task) -> None:
     layers, experts = task.load_LE.shape
     width = -(-experts // task.ranks)
     ours_L = place(task, split_aware=False).balance(task.load_LE)
     plain = linear_placement(layers=layers, experts=experts, ranks=task.ranks)
-    assert (ours_L <= plain.balance(task.load_LE) * (1 + 1e-9)).all()
+    assert no_worse(ours_L, plain.balance(task.load_LE))
     padded_LE = np.pad(task.load_LE, ((0, 0), (0, width * task.ranks - experts)))
     packed_LX = np.take_along_axis(padded_LE, pack(padded_LE, task.ranks), axis=1)  # heaviest first
     peak_L = packed_LX.reshape(layers, task.ranks, width).sum(axis=2).max(axis=1)
-    assert (ours_L * task.load_LE.sum(axis=1) <= peak_L * task.ranks * (1 + 1e-9)).all()
+    assert no_worse(ours_L, peak_L * task.ranks / np.maximum(task.load_LE.sum(axis=1), 1))
 
 
 @given(tasks(max_experts=64, max_ranks=16))
@@ -80,7 +87,7 @@ def test_eplb_is_never_better_unless_it_puts_replicas_together(task: Task) -> No
         if (held[:, 1:] == held[:, :-1]).any():
             continue  # no placement at all
         eplb = Placement(row[None], experts=task.load_LE.shape[1], ranks=task.ranks)
-        assert ours_L[layer] <= eplb.balance(task.load_LE[layer : layer + 1])[0] * (1 + 1e-9)
+        assert no_worse(ours_L[layer], eplb.balance(task.load_LE[layer : layer + 1])[0])
 
 
 @given(tasks(), st.data())
@@ -138,6 +145,14 @@ def test_groups_stay_in_one_node(nodes: int, groups_a_node: int, experts_a_group
         assert all(np.unique(node_P[row == group]).size == 1 for group in range(groups))
     again = place_experts(load, previous=placement, **options)
     assert again.slot_of_LP.tolist() == placement.slot_of_LP.tolist()
+
+
+def test_groups_packed_in_any_order_stay_where_they_are() -> None:
+    load = [0, 29, 36, 36, 0, 41, 99, 99, 0, 0, 0, 79, 0, 0, 13, 99, 3, 83, 79, 96, 0, 0, 39, 50]
+    load += [0, 0, 0, 79, 0, 72, 72, 72, 17, 0, 0, 0]
+    options: Any = {"ranks": 9, "slots": 63, "nodes": 3, "groups": 9, "split_aware": False}
+    placement = place_experts([load], **options)
+    assert (place_experts([load], previous=placement, **options).slot_of_LP == placement.slot_of_LP).all()
 
 
 def test_another_process_finds_the_same_to_the_bit() -> None:

@@ -63,7 +63,8 @@ def search_in_nodes(
     held_LQ = _nodes_of_groups(rules.previous_LP, nodes, groups, experts)
     if held_LQ is None and rules.moves is not None:
         raise BalanceInputError(f"previous: expected each of {groups} groups of experts in one of {nodes} nodes")
-    group_LNX = _groups_in_nodes(load_LQ, nodes, rules, held_LQ)
+    # in order within a node, so that the search inside numbers experts alike whoever put the groups there
+    group_LNX = np.sort(_groups_in_nodes(load_LQ, nodes, rules, held_LQ), axis=2)
     members = np.arange(experts).reshape(groups, -1)
     expert_LNE = members[group_LNX].reshape(layers, nodes, -1)
     load_WNE = load_WLE[:, np.arange(layers)[:, None, None], expert_LNE].reshape(samples, layers * nodes, -1)
