@@ -63,7 +63,7 @@ class Outcome:
     """What one service did.
 
     tokens: of each round's requests. before, after: rank 0's account after the first round and after the last.
-    steps_GX: of each rank's full decode steps, (when, seconds, tokens, migrating).
+    steps_GX: of each rank's full decode steps, (when, seconds, tokens, migrating, balancing thread's processor time).
     """
 
     tokens: list[list[list[int]]]
@@ -87,6 +87,10 @@ class Outcome:
     def seconds(self, *, moving: bool) -> np.ndarray:
         """Return how long full decode steps took, those with or those without a migration under way."""
         return np.concatenate([steps_X[steps_X[:, 3] == moving, 1] for steps_X in self.steps_GX])
+
+    def balancing(self, *, moving: bool) -> np.ndarray:
+        """Return how much processor time the rank's balancing thread took meanwhile, in seconds."""
+        return np.concatenate([steps_X[steps_X[:, 3] == moving, 4] for steps_X in self.steps_GX])
 
     def beside_neighbours(self, *, moving: bool) -> np.ndarray:
         """Return the same in parts of the median of the steps around each, so that a machine's moods fall out."""
@@ -178,6 +182,7 @@ def time_table(outcomes: dict[str, Outcome]) -> Table:
     for name, outcome in outcomes.items():
         for moving in (False, True):
             ms_X, parts_X = outcome.seconds(moving=moving) * 1e3, outcome.beside_neighbours(moving=moving)
+            thread_X = outcome.balancing(moving=moving) * 1e3
             if ms_X.size:
                 rows.append(
                     (
@@ -186,11 +191,12 @@ def time_table(outcomes: dict[str, Outcome]) -> Table:
                         *(f"{np.percentile(ms_X, at):.1f}" for at in (50, 99, 100)),
                         *(f"{np.percentile(parts_X, at):.2f}" for at in (50, 99, 100)),
                         f"{(parts_X > SLOWEST).mean() * 100:.2f} %",
+                        *(f"{np.percentile(thread_X, at):.1f}" for at in (50, 99, 100)),
                     )
                 )
     columns = (
         "ms a decode step", "steps", "median", "99 %", "slowest", "to neighbours: median", "99 %", "slowest",
-        f"above {SLOWEST}",
+        f"above {SLOWEST}", "thread: median", "99 %", "most",
     )  # fmt: skip
     return Table(title="", columns=columns, rows=tuple(rows))
 
@@ -275,7 +281,12 @@ def page(tables: list[str], said: list[str]) -> list[str]:
         f"many steps with experts on their way, with {settings[1]}. {os.cpu_count()} cores do everything: the ranks, "
         "their balancing threads, the gateway, and who asks; other work on the machine was kept away but for its host."
     )
-    return [what, "", *(f"    {line}".rstrip() for line in tables), "", *(f"- {line}" for line in said)]
+    how = (
+        "`thread` is the processor time that the balancing thread of a rank took during a step, in ms: what a step can "
+        "lack because experts move, where no core is free. What else makes steps slow here makes them slow where "
+        "nothing moves, too: ranks, gateway and client share the cores."
+    )
+    return [what, "", *(f"    {line}".rstrip() for line in tables), "", *(f"- {line}" for line in said), "", how]
 
 
 if __name__ == "__main__":

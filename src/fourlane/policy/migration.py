@@ -14,6 +14,8 @@ import numpy as np
 from fourlane.policy.token_split import split_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fourlane.policy.placement import Placement
 
 __all__ = [
@@ -112,6 +114,11 @@ class Expectation(NamedTuple):
         """Return the sum of the fullest over the sum of the means: what a pass waits for; 1.0 without any cost."""
         mean = float(self.mean_L.sum())
         return float(self.fullest_L.sum()) / mean if mean else 1.0
+
+    @classmethod
+    def of_layers(cls, each: Sequence[Expectation]) -> Expectation:
+        """Return those of several layers as one."""
+        return cls(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
 
     def with_layers(self, layers: list[int], other: Expectation) -> Expectation:
         """Return the same with some layers as in another."""

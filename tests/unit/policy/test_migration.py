@@ -129,6 +129,15 @@ def test_balance_is_the_sum_of_the_fullest_over_the_sum_of_the_means() -> None:
     assert expected([0.0], [0.0]).balance == 1.0
 
 
+def test_what_is_expected_of_layers_one_by_one_is_what_is_expected_of_all() -> None:
+    placement = linear_placement(layers=3, experts=4, ranks=2, redundant=2)
+    batch_WLE = np.arange(24).reshape(2, 3, 4)
+    alone = [expect_split(placement.only_layer(layer), batch_WLE[:, layer : layer + 1]) for layer in range(3)]
+    joined, whole = Expectation.of_layers(alone), expect_split(placement, batch_WLE)
+    assert joined.fullest_L.tolist() == whole.fullest_L.tolist()
+    assert joined.mean_L.tolist() == whole.mean_L.tolist()
+
+
 def test_layers_move_in_order_of_their_gain_and_only_if_it_is_enough() -> None:
     gain_L = np.array([0.02, 0.3, 0.0, 0.3, -0.1, 0.019])
     assert worthwhile_layers(gain_L, min_gain=0.02) == [1, 3, 0]

@@ -13,13 +13,13 @@ import numpy as np
 
 from fourlane.policy.expert_cost import ExpertCost
 from fourlane.policy.expert_statistics import LoadStatistics
-from fourlane.policy.migration import expect_equal_shares, expect_split, gains, worthwhile_layers
-from fourlane.policy.placement import place_experts
+from fourlane.policy.migration import Expectation, expect_equal_shares, expect_split, gains, worthwhile_layers
+from fourlane.policy.placement import Placement, place_experts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fourlane.engine.rank_config import RankBalance
-    from fourlane.policy.migration import Expectation
-    from fourlane.policy.placement import Placement
 
 __all__ = ["Leader"]
 
@@ -41,6 +41,8 @@ class Leader:
     def __init__(self, settings: RankBalance, *, layers: int, experts: int) -> None:
         self.forecast: float | None = None
         self.realised: float | None = None
+        self.rest: Callable[[], None] = _go_on
+        """Called after each piece of work that takes long: whoever runs this may pause there."""
         self._settings = settings
         self._cost = ExpertCost(tokens=settings.cost_tokens, activated=settings.cost_activated)
         window, keep = settings.window_steps, settings.interval_steps // settings.window_steps
@@ -71,7 +73,9 @@ class Leader:
         if self._windows_since is not None:
             self._windows_since += 1
             recent_WLE = np.array(self._batches)[-self._windows_since :]
-            self.realised = self._expect(placement, recent_WLE).balance
+            layers = range(placement.layers)
+            expected = [self._expect(placement.only_layer(each), recent_WLE[:, each : each + 1]) for each in layers]
+            self.realised = Expectation.of_layers(expected).balance
 
     def next_layer(self, placement: Placement) -> tuple[int, int, list[int]] | None:
         """Return the number of a migration, its layer and the expert in each slot then; None if there is none now."""
@@ -104,22 +108,21 @@ class Leader:
                 _log.warning("%d migrations failed in a row: experts stay until the group forms anew", MOST_FAILURES)
 
     def _decide(self, placement: Placement) -> None:
-        """Work out which layers are worth moving, from what was counted since the last time."""
+        """Work out which layers are worth moving, from what was counted since the last time; layer by layer."""
         self._steps = 0
-        settings = self._settings
-        wanted = place_experts(
-            np.array(self._batches) if settings.cost_activated else self._loads.windows_WLE,
-            ranks=placement.ranks,
-            slots=placement.slots,
-            previous=placement,
-            moves=settings.moves,
-            cost=self._cost,
-            split_aware=settings.split,
-        )
         batch_WLE = np.array(self._batches)
-        before, after = self._expect(placement, batch_WLE), self._expect(wanted, batch_WLE)
-        layers = worthwhile_layers(gains(before, after), min_gain=settings.min_gain)
-        self._wanted, self._layers = wanted, deque(layers)
+        sample_WLE = batch_WLE if self._settings.cost_activated else self._loads.windows_WLE
+        rows: list[np.ndarray] = []
+        expected: list[tuple[Expectation, Expectation]] = []
+        for layer in range(placement.layers):
+            one, batches = placement.only_layer(layer), batch_WLE[:, layer : layer + 1]
+            better = self._place(sample_WLE[:, layer : layer + 1], one)
+            expected.append((self._expect(one, batches), self._expect(better, batches)))
+            rows.append(better.slot_of_LP[0])
+        before, after = (Expectation.of_layers(each) for each in zip(*expected, strict=True))
+        layers = worthwhile_layers(gains(before, after), min_gain=self._settings.min_gain)
+        self._wanted = Placement(np.stack(rows), experts=placement.experts, ranks=placement.ranks)
+        self._layers = deque(layers)
         self._expected = before.with_layers(layers, after).balance
         if layers:
             _log.info(
@@ -127,8 +130,29 @@ class Leader:
                 len(layers), placement.layers, before.balance, self._expected,
             )  # fmt: skip
 
+    def _place(self, sample_WLE: np.ndarray, now: Placement) -> Placement:
+        """Return a better placement of some layers."""
+        wanted = place_experts(
+            sample_WLE,
+            ranks=now.ranks,
+            slots=now.slots,
+            previous=now,
+            moves=self._settings.moves,
+            cost=self._cost,
+            split_aware=self._settings.split,
+        )
+        self.rest()
+        return wanted
+
     def _expect(self, placement: Placement, batch_WLE: np.ndarray) -> Expectation:
         """Return what to expect of a placement as tokens are split and costs are counted here."""
         if self._settings.split and not self._settings.cost_activated:
-            return expect_split(placement, batch_WLE)
-        return expect_equal_shares(placement, self._cost.replica_cost(batch_WLE, placement.ranks))
+            expected = expect_split(placement, batch_WLE)
+        else:
+            expected = expect_equal_shares(placement, self._cost.replica_cost(batch_WLE, placement.ranks))
+        self.rest()
+        return expected
+
+
+def _go_on() -> None:
+    """Rest not at all."""

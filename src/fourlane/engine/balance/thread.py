@@ -84,6 +84,9 @@ class BalanceThread:
         self._placement, self._version = placement
         self._experts_of = experts_of
         self._leader = leader
+        if leader is not None:
+            leader.rest = self._rest
+        self._rested_at = 0.0
         self._bulk_rate = bulk_rate
         self._inbox = Inbox()
         self._mesh = BulkMesh(sockets, self)
@@ -131,19 +134,25 @@ class BalanceThread:
 
     def _run(self) -> None:
         """Wait for frames and for the loop, until told to stop."""
-        rested_at = time.thread_time()
+        self._rested_at = time.thread_time()
         try:
             while not self._stopping:
                 try:
                     self._mesh.turn(None)
                     self._inbox.run()
-                    rested_at = _rest(rested_at)
+                    self._rest()
                 except Exception as error:  # noqa: BLE001 - a migration that fails is dropped, the service goes on
                     _log.exception("rank %d: moving experts failed", self._rank)
                     self._give_up(f"{type(error).__name__}: {error}")
         finally:
             self._mesh.close()
             self._inbox.close()
+
+    def _rest(self) -> None:
+        """Rest in proportion to the processor time that was taken since the last rest: steps come first."""
+        now = time.thread_time()
+        time.sleep(min(_REST * (now - self._rested_at), _LONGEST_REST_S))
+        self._rested_at = now
 
     def _end_soon(self) -> None:
         self._stopping = True
@@ -268,10 +277,3 @@ class BalanceThread:
         self._lost[rank] = why
         _log.info("rank %d: lost the bulk connection to rank %d: %s", self._rank, rank, why)
         self._give_up(f"lost the connection to rank {rank}: {why}")
-
-
-def _rest(since: float) -> float:
-    """Rest for what was done since then, in processor time of this thread; return that time now."""
-    now = time.thread_time()
-    time.sleep(min(_REST * (now - since), _LONGEST_REST_S))
-    return now

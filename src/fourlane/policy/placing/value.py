@@ -166,6 +166,10 @@ class Placement:
         slot = np.take_along_axis(self._order_LP[:, None, :], np.where(held, place, 0), axis=2)
         return _frozen(np.where(held, slot, EMPTY))
 
+    def only_layer(self, layer: int) -> Placement:
+        """Return one layer as a placement of its own."""
+        return Placement(self.slot_of_LP[layer : layer + 1], experts=self.experts, ranks=self.ranks)
+
     def with_layer(self, layer: int, slots_P: ArrayLike) -> Placement:
         """Return a placement in which one layer has other experts in its slots, [slots]."""
         row = np.asarray(slots_P)

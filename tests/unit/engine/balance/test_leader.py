@@ -51,6 +51,16 @@ def test_it_decides_once_enough_steps_were_counted_and_moves_only_what_gains() -
     assert each.next_layer(LINEAR) is None, "layer 1 gains nothing"
 
 
+def test_it_rests_between_layers_and_decides_the_same() -> None:
+    restful, other = leader(), leader()
+    rests: list[bool] = []
+    restful.rest = lambda: rests.append(True)
+    for each in (restful, other):
+        count(each, SKEWED, 2)
+    assert restful.next_layer(LINEAR) == other.next_layer(LINEAR)
+    assert len(rests) >= LAYERS
+
+
 def test_a_load_that_is_even_moves_nothing() -> None:
     each = leader()
     count(each, np.full((LAYERS, EXPERTS), 7), 5)
