@@ -138,6 +138,26 @@ def test_a_dump_of_sglangs_recorder_is_read(tmp_path: Path) -> None:
     assert (figures["windows"], figures["layers"], figures["tokens"]) == (2, 3, count_WLE.sum().item())
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "phase"),
+    [("copy.json", "fourlane", "decode"), ("count.json", "sglang", "mixed"), ("history.json", "vllm", "mixed")],
+)
+def test_loads_that_are_shown_can_be_written_in_other_forms(
+    loads: Path, tmp_path: Path, name: str, form: str, phase: str
+) -> None:
+    done("show", loads, "--phase", "decode", "--form", form, "-o", tmp_path / name)
+    written, load_WLE = read_loads(tmp_path / name)[phase].load_WLE, read_loads(loads)["decode"].load_WLE
+    expected = load_WLE.sum(axis=0, keepdims=True) if form == "sglang" else load_WLE
+    assert written.tolist() == expected.tolist()
+
+
+def test_what_cannot_be_written_from_show_is_refused(loads: Path, placement: Path, tmp_path: Path) -> None:
+    both = experts("show", loads, "--form", "sglang", "-o", tmp_path / "x.json")
+    assert (both.exit_code, "one phase" in both.output) == (2, True)
+    placed = experts("show", placement, "-o", tmp_path / "x.json")
+    assert (placed.exit_code, "experts export" in placed.output) == (2, True)
+
+
 def test_showing_a_placement_counts_its_copies(placement: Path, tmp_path: Path) -> None:
     shown = done("show", placement, "--plot", tmp_path / "placement.png")
     assert "redundant replicas a layer" in shown.output

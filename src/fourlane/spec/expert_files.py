@@ -27,7 +27,7 @@ from fourlane.spec.expert_arrays import checked_array, checked_count
 from fourlane.spec.expert_containers import read_container, write_container
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -218,6 +218,13 @@ _FORMS = {
 }
 
 
+_WRITTEN: dict[str, Callable[[NDArray[Any]], dict[str, Any]]] = {
+    "sglang": lambda load_WLE: {"logical_count": load_WLE.sum(axis=0)},
+    "vllm": lambda load_WLE: {"load_history": [{"logical_expert_load": load_LE.tolist()} for load_LE in load_WLE]},
+}
+"""What each other form holds of one phase's loads."""
+
+
 def load_document(phases: Mapping[str, Loads], *, source: str = "") -> dict[str, Any]:
     """Return loads as the tree our formats hold; arrays are left arrays, `window_steps` left out where unknown."""
     tables = {
@@ -237,24 +244,23 @@ def write_loads(path: str | Path, phases: Mapping[str, Loads], *, source: str = 
         path: the file.
         phases: by "prefill", "decode" or "mixed".
         source: where they come from, for people.
-        form: "fourlane"; or "sglang" for what `--init-expert-location` of SGLang reads: `logical_count`
-            [layers, experts] in JSON, of one phase, summed over its windows.
+        form: "fourlane"; or, in JSON and of one phase, "sglang" for what `--init-expert-location` of SGLang reads,
+            `logical_count` [layers, experts] summed over windows, or "vllm" for a `load_history`, a window a step.
 
     Raises:
         SpecError: the file cannot be written so, or the loads are not what `read_loads` would take.
         EnvironmentMissing: safetensors is not installed.
     """
     path = Path(path)
-    if form == "sglang":
+    if form in _WRITTEN:
         if len(phases) != 1 or path.suffix != ".json":
-            raise SpecError(
-                f"{path}: SGLang reads one phase's loads, in JSON; got {', '.join(phases)}, {path.suffix!r}"
-            )
+            raise SpecError(f"{path}: form {form} holds one phase, in JSON; got {', '.join(phases)}, {path.suffix!r}")
         [loads] = phases.values()
-        write_container(path, {"logical_count": loads.load_WLE.sum(axis=0)})
+        write_container(path, _WRITTEN[form](loads.load_WLE))
         return
     if form != "fourlane":
-        raise SpecError(f'form: expected "fourlane" or "sglang", got "{form}"')
+        known = ", ".join(f'"{each}"' for each in ("fourlane", *_WRITTEN))
+        raise SpecError(f'form: expected {known}, got "{form}"')
     document = load_document(phases, source=source)
     faults: list[str] = []
     _ours(document, faults)

@@ -84,3 +84,10 @@ def test_slots_go_to_layers_that_need_them() -> None:
 def test_a_budget_that_cannot_fill_up_ranks_is_refused() -> None:
     with pytest.raises(BalanceInputError, match=r"^extra_slots: expected at least 4 .*, got 3"):
         redundancy_per_layer(np.ones((2, 10)), ranks=4, extra_slots=3)
+
+
+def test_a_placement_knows_the_bound_of_as_many_slots() -> None:
+    load_LE = DECODE.draw(np.random.default_rng(3))[:2]
+    placement = place_experts(load_LE, ranks=32, slots=288, split_aware=False)
+    assert placement.lower_bound(load_LE).tolist() == lower_bound(load_LE, ranks=32, slots=288).tolist()
+    assert (placement.lower_bound(load_LE) <= placement.balance(load_LE)).all()

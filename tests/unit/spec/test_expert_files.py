@@ -151,12 +151,22 @@ def test_sglangs_logical_count_is_read(tmp_path: Path, count: list[Any]) -> None
     assert read.source == "SGLang"
 
 
+def test_what_is_written_for_vllm_reads_back_window_by_window(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    load_WLE = np.array([[[1, 2]], [[3, 4]]])
+    write_loads(path, {"decode": LoadArrays(load_WLE)}, form="vllm")
+    assert json.loads(path.read_text())["load_history"][1] == {"logical_expert_load": [[3, 4]]}
+    assert read_loads(path)["mixed"].load_WLE.tolist() == load_WLE.tolist()
+    with pytest.raises(SpecError, match='form: expected "fourlane", "sglang", "vllm", got "other"'):
+        write_loads(path, {"decode": LoadArrays(load_WLE)}, form="other")
+
+
 def test_what_is_written_for_sglang_holds_nothing_but_logical_count(tmp_path: Path) -> None:
     path = tmp_path / "init.json"
     write_loads(path, {"decode": LoadArrays(np.array([[[1, 2]], [[3, 4]]]))}, form="sglang")
     assert json.loads(path.read_text()) == {"logical_count": [[4, 6]]}
     two = {phase: LoadArrays(np.ones((1, 1, 1))) for phase in ("decode", "prefill")}
-    with pytest.raises(SpecError, match=r"SGLang reads one phase's loads, in JSON; got decode, prefill"):
+    with pytest.raises(SpecError, match=r"form sglang holds one phase, in JSON; got decode, prefill"):
         write_loads(path, two, form="sglang")
 
 

@@ -12,6 +12,7 @@ import click
 from fourlane.cli.experts.inputs import (
     json_option,
     loads_of,
+    output_option,
     phase_option,
     placement_of,
     show_json,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show"]
 
+FORMS = ("fourlane", "sglang", "vllm")
 _SHADES = " ·░▒▓█"
 _STEPS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Loads over the mean at which the terminal's heat map takes the next shade."""
@@ -41,6 +43,8 @@ Examples:
   fourlane experts show loads.npz --ranks 32 --redundant 32               balance over time, linear and placed
   fourlane experts show loads.npz --placement placement.json --phase decode
   fourlane experts show http://127.0.0.1:8000 --ranks 4                   what a running service has seen
+  fourlane experts show http://127.0.0.1:8000 -o loads.npz                keep it; .json and .safetensors as well
+  fourlane experts show loads.npz --phase decode --form sglang -o logical_count.json
   fourlane experts show placement.json --plot placement.png
 """
 
@@ -52,10 +56,16 @@ Examples:
 @click.option("--placement", type=click.Path(path_type=Path, dir_okay=False), help="Tell balance in this one too.")
 @phase_option
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw it here (.png, .svg, .pdf, .html).")
+@output_option("Write the loads here (.json, .npz, .safetensors).")
+@click.option(
+    "--form", type=click.Choice(FORMS), default=FORMS[0], show_default=True, help="Of the loads written, one phase's."
+)
 @json_option
-def show(*, source: str, plot: Path | None, as_json: bool, **given: Any) -> None:
+def show(*, source: str, plot: Path | None, as_json: bool, output: Path | None, form: str, **given: Any) -> None:
     """Show SOURCE: a load file, a placement file, or the loads of the service at an http address."""
     if _is_placement(source):
+        if output is not None:
+            raise SpecError("--output: expected a SOURCE that holds loads; `fourlane experts export` writes placements")
         _show_placement(Path(source), plot=plot, as_json=as_json)
         return
     loads = _histories(source, given["phase"])
@@ -63,6 +73,11 @@ def show(*, source: str, plot: Path | None, as_json: bool, **given: Any) -> None
     if plot is not None:
         _draw(plot, views, title=_title(source, views))
         click.echo(f"written: {plot}", file=sys.stderr)
+    if output is not None:
+        from fourlane.spec.expert_files import write_loads
+
+        write_loads(output, loads, source=source, form=form)
+        click.echo(f"written: {output}", file=sys.stderr)
     if as_json:
         show_json({"source": source, "phases": {view.phase: view.figures() for view in views}})
     else:

@@ -194,6 +194,12 @@ class Placement:
         """Return max/mean over the ranks with equal shares, [layers]; 1 is perfect, and so is no load at all."""
         return max_over_mean(self.rank_load(load_LE))
 
+    def lower_bound(self, load_LE: ArrayLike) -> NDArray[np.float64]:
+        """Return a max/mean that no placement on so many slots and ranks goes below with equal shares, [layers]."""
+        from fourlane.policy.placing.bounds import lower_bound
+
+        return lower_bound(load_LE, ranks=self.ranks, slots=self.slots)
+
     def moves_from(self, previous: Placement) -> NDArray[np.int64]:
         """Return how many experts ranks must receive that they did not hold before, [layers]."""
         if (previous.layers, previous.experts, previous.ranks) != (self.layers, self.experts, self.ranks):
