@@ -169,8 +169,7 @@ def test_a_rank_killed_while_experts_move_is_replaced_and_takes_the_groups_place
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
             assert await load == plain
-            await until(lambda: all(row.phase == "ready" for row in service.rows))
-            assert [row.restarts for row in service.rows] == [0, 1]
+            await until(lambda: [(row.phase, row.restarts) for row in service.rows] == [("ready", 0), ("ready", 1)])
             assert await generate_all(service.router, prompts(), GREEDY) == plain
             newcomer = service.run_dir.path / "logs" / "unified-1.log"
             assert "the group's placement is newer; reading experts of" in newcomer.read_text()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 st.register_type_strategy(Size, st.integers(0, 10**15).map(Size))
 st.register_type_strategy(Duration, st.integers(0, 10**18).map(Duration))
+st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))  # files hold finite ones only
 DEPLOYMENTS = st.from_type(deployment.Deployment)
 
 

@@ -43,7 +43,7 @@ def compare(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    r"""Simulate SCENARIO, a file or a name, under every routing, with shared and own queues, ECN on and off.
+    """Simulate SCENARIO, a file or a name, under every routing, with shared and own queues, ECN on and off.
 
     All runs send the same flows. The plan says how own queues and marking are; a "shared" queue holds every class.
     Runs go on side by side over processes. Ctrl-C shows those that are done.
@@ -51,7 +51,7 @@ def compare(
     \b
     Exit codes: 0 all runs ended by themselves, 1 some did not, 2 the scenario or an option is wrong,
     130 interrupted.
-    """
+    """  # noqa: D301 - click wants the character
     import msgspec
 
     from fourlane.cli.fabric.progress import many_bar

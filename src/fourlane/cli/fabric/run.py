@@ -35,7 +35,7 @@ _PERCENTS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write all results here.")
 @click.option("--plot", "plot", type=click.Path(path_type=Path), help="Draw them here (.png, .svg, .pdf, .html).")
 def run(*, scenario: str, overrides: tuple[str, ...], as_json: bool, output: Path | None, plot: Path | None) -> None:
-    r"""Simulate SCENARIO, a file or a name, packet by packet.
+    """Simulate SCENARIO, a file or a name, packet by packet.
 
     Ctrl-C ends it with what is known so far. A run that gets stuck or reaches a limit shows what is known and
     names the flows that hang.
@@ -43,7 +43,7 @@ def run(*, scenario: str, overrides: tuple[str, ...], as_json: bool, output: Pat
     \b
     Exit codes: 0 every flow finished, 1 the run did not end by itself, 2 the scenario or an option is wrong,
     130 interrupted.
-    """
+    """  # noqa: D301 - click wants the character
     from fourlane.cli.fabric.progress import run_bar
     from fourlane.cli.fabric.scenarios import scenario_of
     from fourlane.twin.fabric.simulator import INTERRUPTED, Simulator
