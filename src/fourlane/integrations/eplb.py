@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fourlane.errors import BalanceInputError, SpecError
+from fourlane.errors import SpecError
+from fourlane.policy.eplb import fill_slots
 from fourlane.policy.placement import EMPTY, Placement, place_experts
 
 if TYPE_CHECKING:
@@ -69,11 +70,8 @@ def map_slots(
     placement = place_experts(
         load, ranks=ranks, slots=slots, previous=previous, moves=moves if bounded else None, split_aware=False
     )
-    table_LP = placement.slot_of_LP.astype(np.int64)
-    if (table_LP == EMPTY).any():
-        raise BalanceInputError(
-            f"slots: {slots} on {ranks} ranks cannot all be filled without two replicas of an expert on one rank"
-        )
+    load_LE = np.asarray(load, dtype=np.float64).reshape(-1, *load.shape[-2:]).sum(axis=0)
+    table_LP = fill_slots(placement, load_LE).slot_of_LP.astype(np.int64)
     return table_LP if held_LP is None or held_LP.shape != table_LP.shape else keep_slots(table_LP, held_LP, ranks)
 
 

@@ -17,7 +17,7 @@ from fourlane.policy.placement import EMPTY, Placement, place_experts
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["rebalance_experts"]
+__all__ = ["fill_slots", "rebalance_experts"]
 
 
 def rebalance_experts(
@@ -45,11 +45,11 @@ def rebalance_experts(
         groups=num_groups if in_nodes else None,
         split_aware=False,
     )
-    placement = _filled(placement, np.asarray(weight, dtype=np.float64))
+    placement = fill_slots(placement, np.asarray(weight, dtype=np.float64))
     return placement.phy2log, placement.log2phy, placement.logcnt
 
 
-def _filled(placement: Placement, load_LE: NDArray[np.float64]) -> Placement:
+def fill_slots(placement: Placement, load_LE: NDArray[np.float64]) -> Placement:
     """Put least loaded experts where a slot was better left empty: EPLB's tables know no empty slots."""
     table = placement.slot_of_LP.copy()
     width = placement.slots_per_rank

@@ -16,6 +16,7 @@ from fourlane.integrations.eplb import (
     without_doubles,
 )
 from fourlane.policy.load_generator import DECODE, ModelShape, drift
+from fourlane.policy.placement import place_experts
 
 SMALL = ModelShape(layers=6, experts=64, groups=4, top_k=4, tokens=1 << 12)
 
@@ -134,3 +135,11 @@ def test_a_budget_is_read_from_the_environment() -> None:
 def test_a_budget_that_is_no_number_is_refused(moves: str) -> None:
     with pytest.raises(SpecError, match=r"^FOURLANE_EPLB_MOVES: expected how many"):
         read_moves({"FOURLANE_EPLB_MOVES": moves})
+
+
+def test_slots_that_a_placement_has_no_use_for_are_filled_all_the_same() -> None:
+    load_LE = drift(DECODE.draw(np.random.default_rng(6)), 0.95, np.random.default_rng(7))[:1]
+    assert (place_experts(load_LE, ranks=32, slots=288, split_aware=False).slot_of_LP < 0).any()
+    map_LP = map_slots(load_LE, ranks=32, slots=288, held_LP=None)
+    assert (map_LP >= 0).all()
+    assert (without_doubles(map_LP, 32) == map_LP).all()
