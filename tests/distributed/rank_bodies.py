@@ -38,7 +38,7 @@ from fourlane.policy.token_split import split_equally, split_tokens
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
-    from fourlane.engine.exchange.all_to_all import AllToAllExchange
+    from fourlane.engine.exchange.group_exchange import SteppedExchange
 
 EXPERTS, DIM, TOP_K, LAYERS = 10, 8, 3, 2
 IMPLEMENTATION: list[str] = []
@@ -47,7 +47,7 @@ IMPLEMENTATION: list[str] = []
 
 def _join(
     rank: int, ranks: int, folder: Path, *, store: str = "store", step_s: float = 10.0, split: bool = True
-) -> AllToAllExchange:
+) -> SteppedExchange:
     address = GroupAddress(str(folder / store), rank, ranks, "127.0.0.1", join_s=20, step_s=step_s)
     placement = linear_placement(layers=LAYERS, experts=EXPERTS, ranks=ranks)
     return _exchange(address, placement, split=split)
@@ -55,7 +55,7 @@ def _join(
 
 def _exchange(
     address: GroupAddress, placement: Placement, *, secret: bytes = b"s" * 32, split: bool = True
-) -> AllToAllExchange:
+) -> SteppedExchange:
     if IMPLEMENTATION == ["tcp"]:
         return TcpExchange(address, placement, device=torch.device("cpu"), secret=Secret(secret), split=split)
     return TorchAllToAll(address, placement, device=torch.device("cpu"), split=split)
@@ -69,7 +69,7 @@ def _scale_by_expert(x_RD: torch.Tensor, offset_S1: list[int], experts: list[int
 
 
 def _pair(
-    exchange: AllToAllExchange | LocalExchange,
+    exchange: SteppedExchange | LocalExchange,
     placement: Placement,
     tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     layer: int,
@@ -119,7 +119,7 @@ def any_placement_split_equally(rank: int, ranks: int, folder: Path) -> None:
     _step_through_placements(_join(rank, ranks, folder, split=False), split=False)
 
 
-def _step_through_placements(exchange: AllToAllExchange, *, split: bool) -> None:
+def _step_through_placements(exchange: SteppedExchange, *, split: bool) -> None:
     rank, ranks = exchange.rank, exchange.ranks
     rng = np.random.default_rng(ranks)  # the same on all ranks
     fullest, if_equal = np.zeros(LAYERS, dtype=np.int64), np.zeros(LAYERS, dtype=np.int64)
@@ -153,7 +153,7 @@ def _placements(rng: np.random.Generator, ranks: int) -> list[Placement]:
 
 
 def _check_layer(
-    exchange: AllToAllExchange,
+    exchange: SteppedExchange,
     placement: Placement,
     everyones: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
     layer: int,
@@ -252,8 +252,9 @@ def ranks_agree_on_migrations(rank: int, ranks: int, folder: Path) -> None:
         exchange.begin_step(step, more=False, staged=staged, refused=refused)
         _pair(exchange, placement, _tokens(rank, seed=step), 0)
         assert exchange.agreement() == Agreement(step=step, more=False, staged=agreed[0], refused=agreed[1])
-    exchange.begin_step(len(expected), more=True)
+    exchange.begin_step(len(expected), more=True, outlook=(rank, -7, 2**62))
     _pair(exchange, placement, _tokens(2, seed=rank), 0)
+    assert exchange.agreement().outlook_GO.tolist() == [[r, -7, 2**62, 0, 0, 0, 0, 0] for r in range(ranks)]
     assert exchange.agreement() == Agreement(step=len(expected), more=True), "announcements last for a step"
 
 
@@ -302,7 +303,7 @@ def peer_dies(rank: int, ranks: int, folder: Path) -> None:
 
 
 def _step_until_lost(
-    exchange: AllToAllExchange, placement: Placement, tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    exchange: SteppedExchange, placement: Placement, tokens: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
     began = time.monotonic()
     try:

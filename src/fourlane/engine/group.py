@@ -22,9 +22,11 @@ from fourlane.errors import PeerLost
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fourlane.engine.channel import Secret
-    from fourlane.engine.exchange.all_to_all import AllToAllExchange
     from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.exchange.group_exchange import SteppedExchange
     from fourlane.engine.rank_config import RankConfig
     from fourlane.lanes.connections import LaneBook
     from fourlane.policy.placement import Placement
@@ -44,7 +46,7 @@ class StepGroup:
     def __init__(
         self, config: RankConfig, placement: Placement, *, device: torch.device, secret: Secret, lanes: LaneBook
     ) -> None:
-        self.exchange: LocalExchange | AllToAllExchange | None = None
+        self.exchange: LocalExchange | SteppedExchange | None = None
         self.generation = -1
         self.step = 0
         self.counters: ExchangeCounters | None = None
@@ -110,12 +112,12 @@ class StepGroup:
             self._engaged |= rung is not None and rung >= self.step
         return self._engaged
 
-    def begin_step(self, *, more: bool, staged: int = 0, refused: int = 0) -> None:
+    def begin_step(self, *, more: bool, staged: int = 0, refused: int = 0, outlook: Sequence[int] = ()) -> None:
         """Announce this rank's outlook, and wake the others if the group was asleep; see `Exchange.begin_step`."""
         assert self.exchange is not None, "the group is formed before it steps"
         if self.doorbell is not None and not self._engaged:
             self.doorbell.ring(self.step)
-        self.exchange.begin_step(self.step, more=more, staged=staged, refused=refused)
+        self.exchange.begin_step(self.step, more=more, staged=staged, refused=refused, outlook=outlook)
 
     def end_step(self) -> None:
         """Take over what the group agreed on."""
@@ -123,7 +125,7 @@ class StepGroup:
         self._engaged = self.exchange.ranks > 1 and self.exchange.agreement().more
         self.step += 1
 
-    def _open_exchange(self, address: GroupAddress) -> AllToAllExchange:
+    def _open_exchange(self, address: GroupAddress) -> SteppedExchange:
         placement, device, counters = self._placement, self._device, self.counters
         balance = self._config.balance
         split = balance is None or balance.split
@@ -132,7 +134,7 @@ class StepGroup:
             return TcpExchange(address, placement, device=device, secret=secret, counters=counters, split=split)
         return TorchAllToAll(address, placement, device=device, counters=counters, split=split)
 
-    def _hang_doorbell(self, exchange: AllToAllExchange, store: str, generation: int) -> None:
+    def _hang_doorbell(self, exchange: SteppedExchange, store: str, generation: int) -> None:
         config = self._config
         bell = Path(config.run_dir) / f"bell-{config.name}-{generation}"
         address = f"ipc://{bell}" if Path(store).is_absolute() else f"tcp://{config.exchange_address}:*"

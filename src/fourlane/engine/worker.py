@@ -23,8 +23,8 @@ from fourlane.engine.balance.balancer import Balancer
 from fourlane.engine.balance.initial import first_placement
 from fourlane.engine.batches import build_batch
 from fourlane.engine.channel import RankChannel, Secret
-from fourlane.engine.exchange.all_to_all import AllToAllExchange
 from fourlane.engine.exchange.contract import BatchExchange
+from fourlane.engine.exchange.group_exchange import SteppedExchange
 from fourlane.engine.executor import run_single_stream
 from fourlane.engine.group import StepGroup, gpu_index
 from fourlane.engine.hand_off import KvInbox, KvOutbox
@@ -321,7 +321,7 @@ class RankWorker:
 
     def _join_balancing(self) -> None:
         exchange, address = self.group.exchange, self.group.address
-        if self.balancer is not None and address is not None and isinstance(exchange, AllToAllExchange):
+        if self.balancer is not None and address is not None and isinstance(exchange, SteppedExchange):
             self.balancer.join(exchange, address)
             self.placement = self.balancer.placement
 

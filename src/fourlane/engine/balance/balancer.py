@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from fourlane.engine.balance.layer_move import LayerMove
     from fourlane.engine.balance.thread import MigrationState
-    from fourlane.engine.exchange.all_to_all import AllToAllExchange
     from fourlane.engine.exchange.contract import Agreement
+    from fourlane.engine.exchange.group_exchange import SteppedExchange
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.model.qwen3_moe import CausalLM
     from fourlane.engine.rank_config import RankConfig
@@ -82,7 +82,7 @@ class Balancer:
 
     # the group
 
-    def join(self, exchange: AllToAllExchange, address: GroupAddress) -> None:
+    def join(self, exchange: SteppedExchange, address: GroupAddress) -> None:
         """Agree with the other ranks on the newest placement, and meet them on the bulk lane.
 
         Raises:

@@ -11,7 +11,7 @@ from fourlane.errors import BalanceInputError, EngineError, SpecError
 from fourlane.policy.placement import Placement, linear_placement
 
 if TYPE_CHECKING:
-    from fourlane.engine.exchange.all_to_all import AllToAllExchange
+    from fourlane.engine.exchange.group_exchange import SteppedExchange
     from fourlane.engine.rank_config import RankBalance
 
 __all__ = ["first_placement", "newest_placement"]
@@ -46,7 +46,7 @@ def first_placement(balance: RankBalance | None, *, layers: int, experts: int, r
     return linear_placement(layers=layers, experts=experts, ranks=ranks, redundant=redundant)
 
 
-def newest_placement(exchange: AllToAllExchange, placement: Placement, version: int) -> tuple[Placement, int]:
+def newest_placement(exchange: SteppedExchange, placement: Placement, version: int) -> tuple[Placement, int]:
     """Return the placement of the rank that has committed most, the lowest of those, and its version.
 
     Raises:

@@ -10,21 +10,20 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 
-from fourlane.engine.exchange.contract import Agreement, Pending, Received
-from fourlane.engine.exchange.counters import ExchangeCounters
-from fourlane.engine.exchange.meeting import nodes_of
+from fourlane.engine.exchange.contract import Pending, Received
+from fourlane.engine.exchange.group_exchange import SteppedExchange
 from fourlane.engine.exchange.rows import Arrival, decoded_counts, weighted_sum
-from fourlane.engine.exchange.slots import SlotTables
 from fourlane.errors import PeerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from torch import Tensor
 
+    from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.exchange.rows import Sorted
     from fourlane.engine.exchange.slots import Routes
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from fourlane.policy.placement import Placement
 
 __all__ = ["AllToAllExchange", "Carrier", "CarrierError", "Work"]
-
-_TEXT_BYTES = 256
-_EXTRA = 4  # columns after the counts: step, more, staged, refused
 
 
 class CarrierError(Exception):
@@ -104,7 +100,7 @@ class _Handle:
     received_G: list[int]
 
 
-class AllToAllExchange:
+class AllToAllExchange(SteppedExchange):
     """Dispatch and combine on uneven splits; no per-expert loops.
 
     Where an expert has replicas, the counts of the batch decide how many of each rank's tokens go to
@@ -129,63 +125,12 @@ class AllToAllExchange:
         counters: ExchangeCounters | None = None,
         split: bool = True,
     ) -> None:
-        self.rank = address.rank
-        self.ranks = address.ranks
-        self.marks = carrier.marks
-        self.counters = counters or ExchangeCounters(layers=placement.layers, experts=placement.experts)
-        self._address = address
-        self._tables = SlotTables(placement, rank=address.rank)
-        self._split = split
+        super().__init__(address, placement, marks=carrier.marks, counters=counters, split=split)
         self._device = device
         self._carrier: Carrier | None = carrier
         self._wire = carrier.device
-        self._nodes = 1
-        self._announced = torch.zeros(_EXTRA, dtype=torch.int64)
-        self._agreement: Agreement | None = None
-        self._place = "joining"
 
-    def find_nodes(self, host: str) -> int:
-        """Tell the others on which host this rank is; return on how many nodes the group is, if in rank order.
-
-        From then on splits keep tokens on their node where that makes no rank fuller.
-
-        Raises:
-            PeerLost: a peer died or hangs.
-        """
-        self._nodes = nodes_of(self.tell_all(host))
-        return self._nodes
-
-    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
-        """Attach this rank's announcement to the first counts of the coming forward pass."""
-        self._announced = torch.tensor([step, int(more), staged, refused])
-        self._agreement = None
-        self._place = f"step {step}"
-
-    def agreement(self) -> Agreement:
-        """Return what the group agreed on in the step that has just run."""
-        assert self._agreement is not None, "no exchange ran in this step"
-        return self._agreement
-
-    def tell_all(self, text: str) -> list[str]:
-        """Give a short text to all ranks and return everybody's, by rank.
-
-        Raises:
-            PeerLost: a peer died or hangs.
-        """
-        mine = torch.zeros(_TEXT_BYTES, dtype=torch.uint8)
-        encoded = text.encode()
-        mine[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-        return [row.tobytes().rstrip(b"\0").decode() for row in self._tell_all(mine, "telling endpoints")]
-
-    def tell_all_numbers(self, numbers: np.ndarray) -> np.ndarray:
-        """Give int64 numbers, as many as every rank, to all ranks; return everybody's, [ranks, numbers].
-
-        Raises:
-            PeerLost: a peer died or hangs, or told another number of them.
-        """
-        return self._tell_all(torch.from_numpy(numbers), "telling numbers")
-
-    def _tell_all(self, mine: Tensor, where: str) -> np.ndarray:
+    def _gather(self, mine: Tensor, where: str) -> np.ndarray:
         wire = mine.to(self._wire)
         gathered, work = self._start(where, lambda carrier: carrier.gather(wire))
         self._wait(work, where)
@@ -211,17 +156,13 @@ class AllToAllExchange:
         self._tables = tables = self._tables.of(placement)
         pairs = tables.layer(layer).sort(topk_TK)
         decode_E = decoded_counts(topk_TK, decode_rows, pairs.count_E)
-        count_row = torch.empty(placement.experts + _EXTRA, dtype=torch.int64, device=self._wire)
-        count_row[:-_EXTRA] = pairs.count_E
-        count_row[-_EXTRA:] = self._announced
+        count_row = self._count_row(pairs.count_E).to(self._wire)
         where = f"{self._place}, layer {layer}"
         gathered, counts = self._start(f"{where}, counts", lambda carrier: carrier.gather(count_row))
 
         def finish() -> Received:
             self._wait(counts, f"{where}, counts")
-            table = gathered.cpu().numpy()
-            self._agree(table[:, -_EXTRA:])
-            count_GE = np.ascontiguousarray(table[:, :-_EXTRA])
+            count_GE = self._read_counts(gathered.cpu().numpy())
             routes = tables.routes(layer, count_GE, split=self._split, nodes=self._nodes)
             self._count(layer, routes, count_GE[self.rank], decode_E)
             sent = tables.layer(layer).by_slot(pairs, routes.quota_P)
@@ -245,11 +186,6 @@ class AllToAllExchange:
 
         return _Pending(finish)  # type: ignore[return-value]
 
-    def _count(self, layer: int, routes: Routes, own_E: np.ndarray, decode_E: Tensor | None) -> None:
-        fullest, if_equal = int(routes.tokens_G.max()), routes.fullest_if_equal
-        self.counters.observe(layer, routes.count_E, fullest=fullest, fullest_if_equal=if_equal, ranks=self.ranks)
-        self.counters.observe_own(layer, own_E, None if decode_E is None else decode_E.cpu().numpy())
-
     def _receive(
         self, rows_RD: Tensor, sent: Sorted, weights_TK: Tensor, routes: Routes, count_GE: np.ndarray, where: str
     ) -> Received:
@@ -272,19 +208,6 @@ class AllToAllExchange:
         arrived, work = self._start(where, lambda carrier: carrier.exchange(rows, sent_G, received_G))
         return arrived.view(rows_RD.dtype), work
 
-    def _agree(self, announced_GX: np.ndarray) -> None:
-        if self._agreement is not None:
-            return
-        step_G, more_G, staged_G, refused_G = announced_GX.T
-        if (step_G != step_G[self.rank]).any():
-            raise PeerLost(f"{self._place}: ranks of the group are in different steps: {step_G.tolist()}")
-        self._agreement = Agreement(
-            step=int(step_G[self.rank]),
-            more=bool(more_G.any()),
-            staged=int(staged_G.min()),
-            refused=int(refused_G.max()),
-        )
-
     def _start(self, where: str, call: Callable[[Carrier], tuple[Tensor, Work]]) -> tuple[Tensor, Work]:
         if self._carrier is None:
             raise PeerLost(f"{where}: rank {self.rank} has left the group")
@@ -301,9 +224,3 @@ class AllToAllExchange:
             raise self._lost(where, error) from error
         finally:
             self.counters.wait_s += time.perf_counter() - began
-
-    def _lost(self, where: str, error: CarrierError) -> PeerLost:
-        return PeerLost(
-            f"{where}: rank {self.rank} of {self.ranks} could not exchange within "
-            f"{self._address.step_s:g} s: a peer died or hangs ({error})"
-        )

@@ -7,16 +7,22 @@ Model code yields each `Pending` and never blocks; only `Pending.wait` does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["Agreement", "BatchExchange", "Exchange", "GroupExchange", "Pending", "Received"]
+__all__ = ["OUTLOOK", "Agreement", "BatchExchange", "Exchange", "GroupExchange", "Pending", "Received"]
+
+OUTLOOK = 8
+"""How many numbers a rank may tell of what it expects; what they mean is `policy.overlap`'s."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -40,6 +46,9 @@ class Received:
     `x_RD` holds the rows of local slot 0, then slot 1, ... ; within a slot the rows of rank 0,
     then rank 1, ..., each in token order. Slot s owns rows `offset_S1[s]` to `offset_S1[s+1]`.
     `count_GE` [ranks, experts]: tokens each rank routed to each logical expert in this layer.
+
+    `x_RD` is valid until its combine has been waited for; of a dispatch that is never combined, until
+    two later ones have begun.
     """
 
     x_RD: Tensor
@@ -56,16 +65,22 @@ class Agreement:
     `staged`: the least number any rank announced, `refused`: the greatest. With migrations numbered
     from 1, a layer is committed at the step in which all had it staged, and dropped at the one in
     which somebody refused it - by all ranks at once.
+    outlook_GO: int64 [ranks, OUTLOOK], what each rank expects.
     """
 
     step: int
     more: bool
     staged: int = 0
     refused: int = 0
+    outlook_GO: np.ndarray = field(default_factory=lambda: np.zeros((1, OUTLOOK), dtype=np.int64), compare=False)
 
 
 class Exchange(Protocol):
-    """Dispatch and combine among the ranks of one expert-parallel group: what model code sees."""
+    """Dispatch and combine among the ranks of one expert-parallel group: what model code sees.
+
+    Dispatches and combines begin in the same order on all ranks. At most two dispatches are under way
+    or computed at once: those whose combine has not been waited for.
+    """
 
     def dispatch(
         self, x_TD: Tensor, topk_TK: Tensor, weights_TK: Tensor, placement: Placement, *, layer: int
@@ -99,7 +114,9 @@ class GroupExchange(Exchange, Protocol):
     rank: int
     ranks: int
 
-    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
+    def begin_step(
+        self, step: int, *, more: bool, staged: int = 0, refused: int = 0, outlook: Sequence[int] = ()
+    ) -> None:
         """Attach this rank's announcement to the first counts of the coming forward pass.
 
         Args:
@@ -107,6 +124,7 @@ class GroupExchange(Exchange, Protocol):
             more: this rank has work for the step after it.
             staged: the last migration this rank has all of.
             refused: the last migration this rank does not want.
+            outlook: what it expects, at most `OUTLOOK` numbers; those missing are zero.
         """
         ...
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
+from fourlane.engine.exchange.group_exchange import outlook_row
 from fourlane.engine.exchange.rows import decoded_counts, weighted_sum
 from fourlane.engine.exchange.slots import SlotTables
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fourlane.policy.placement import Placement
@@ -46,9 +49,13 @@ class LocalExchange:
         self._tables = SlotTables(placement, rank=0)
         self._agreement = Agreement(step=0, more=False)
 
-    def begin_step(self, step: int, *, more: bool, staged: int = 0, refused: int = 0) -> None:
+    def begin_step(
+        self, step: int, *, more: bool, staged: int = 0, refused: int = 0, outlook: Sequence[int] = ()
+    ) -> None:
         """Agree with oneself."""
-        self._agreement = Agreement(step=step, more=more, staged=staged, refused=refused)
+        self._agreement = Agreement(
+            step=step, more=more, staged=staged, refused=refused, outlook_GO=outlook_row(outlook)[None, :]
+        )
 
     def agreement(self) -> Agreement:
         """Return what was announced."""
