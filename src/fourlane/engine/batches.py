@@ -34,9 +34,9 @@ def build_batch(
     pages = [np.asarray(part.sequence.blocks, dtype=np.int64) for part in step.parts]
     for part, blocks in zip(step.parts, pages, strict=True):
         sequence = part.sequence
-        end = sequence.computed + part.tokens
-        position = np.arange(sequence.computed, end)
-        tokens.append(np.asarray(sequence.token_ids[sequence.computed : end], dtype=np.int64))
+        end = part.first + part.tokens
+        position = np.arange(part.first, end)
+        tokens.append(np.asarray(sequence.token_ids[part.first : end], dtype=np.int64))
         positions.append(position)
         slots.append(blocks[position // block_size] * block_size + position % block_size)
         starts.append(starts[-1] + part.tokens)

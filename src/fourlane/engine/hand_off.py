@@ -62,7 +62,8 @@ class KvOutbox:
     def on_kv(self, step: Step) -> Callable[[int, Tensor, Tensor], None]:
         """Return the hook that streams a step's new K and V, layer by layer.
 
-        A step run again after a lost peer computes the same KV: layers already queued are skipped.
+        A step run again after a lost peer computes the same KV, in the same pieces or in others: what has
+        been queued already is skipped.
         """
         starts: list[int] = []
         row = 0
@@ -98,13 +99,15 @@ class KvOutbox:
 
     def _send_part(self, part: Scheduled, layer: int, k_THd: Tensor, v_THd: Tensor) -> None:
         sequence = part.sequence
-        first, layers_sent = sequence.sent_chunk
-        if first != sequence.computed:
-            first, layers_sent = sequence.computed, 0
-        if sequence.stream is None or layer < layers_sent:
+        if sequence.stream is None:
             return
-        sequence.stream.send(layer, first, k_THd, v_THd)
-        sequence.sent_chunk = (first, layer + 1)
+        sent_L = sequence.sent_L
+        while len(sent_L) <= layer:
+            sent_L.append(sequence.cached_tokens)
+        sent = max(0, sent_L[layer] - part.first)
+        if sent < part.tokens:
+            sequence.stream.send(layer, part.first + sent, k_THd[sent:], v_THd[sent:])
+            sent_L[layer] = part.first + part.tokens
 
     def _send_cached(self, sequence: Sequence) -> None:
         assert sequence.stream is not None

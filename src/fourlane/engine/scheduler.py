@@ -39,20 +39,32 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A sequence's part in a step: its next `tokens` tokens; `samples` if they reach its end."""
+    """A sequence's part in a step: its next `tokens` tokens; `samples` if they reach its end.
+
+    Of a part cut in two, one for each micro-batch, the second half has `skip` tokens of the same step
+    before its own, and the first `left` tokens after them.
+    """
 
     sequence: Sequence
     tokens: int
+    skip: int = 0
+    left: int = 0
+
+    @property
+    def first(self) -> int:
+        """Return the position of the part's first token."""
+        return self.sequence.computed + self.skip
 
     @property
     def samples(self) -> bool:
         """Tell whether this part ends with the sequence's last known token."""
-        return self.tokens == self.sequence.pending
+        return self.skip + self.tokens == self.sequence.pending
 
     @property
     def decodes(self) -> bool:
         """Tell whether this part is one token after the client's prompt, not a piece of a prompt."""
-        return self.tokens == 1 and self.sequence.computed >= self.sequence.prompt_tokens
+        whole = not (self.skip or self.left)
+        return whole and self.tokens == 1 and self.sequence.computed >= self.sequence.prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)

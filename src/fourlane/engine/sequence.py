@@ -34,8 +34,8 @@ class Sequence:
     computed: int = 0
     cached_tokens: int = 0
     named_pages: int = 0
-    sent_chunk: tuple[int, int] = (0, 0)
-    """First token of the chunk being sent, and how many of its layers have been queued."""
+    sent_L: list[int] = field(default_factory=list)
+    """How many tokens' KV of each layer, from the beginning, has been queued for sending; of later layers none."""
     _names: list[bytes] | None = None
 
     @classmethod

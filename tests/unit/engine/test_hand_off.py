@@ -12,6 +12,7 @@ from fourlane.engine.hand_off import KvInbox, KvOutbox
 from fourlane.engine.kv_cache import BlockPool
 from fourlane.engine.kv_transfer.contract import Delivery
 from fourlane.engine.messages import Failed, KvAddress, KvDelivered, Reserve, Reserved, Sampling, SequenceSpec
+from fourlane.engine.micro_batches import split_step
 from fourlane.engine.scheduler import Limits, Scheduler
 from fourlane.engine.sequence import Sequence
 from fourlane.engine.wakeup import Inbox
@@ -157,6 +158,18 @@ def test_a_step_run_again_sends_only_what_was_not_sent(prefill: Prefill) -> None
     prefill.step(lost_after_layer=0)
     prefill.step()
     assert prefill.sender.stream.sent == [(0, 0, 5), (1, 0, 5)]
+
+
+def test_a_chunk_of_two_micro_batches_run_again_otherwise_sends_each_token_of_each_layer_once(prefill: Prefill) -> None:
+    prefill.begin(5)
+    hooks = [(prefill.outbox.on_kv(half), half) for half in split_step(prefill.scheduler.schedule())]
+    for layer, half in ((0, 0), (0, 1), (1, 0)):  # then a peer is lost
+        hook, step = hooks[half]
+        rows = sum(part.tokens for part in step.parts)
+        hook(layer, torch.zeros(rows, 1, 2), torch.zeros(rows, 1, 2))
+    prefill.step()
+    assert prefill.sender.stream.sent == [(0, 0, 3), (0, 3, 2), (1, 0, 3), (1, 3, 2)]
+    assert prefill.sender.stream.finished == (5, 7)
 
 
 def test_a_cached_prefix_is_sent_from_the_pages(prefill: Prefill) -> None:

@@ -74,6 +74,10 @@ class Carrier(Protocol):
         """
         ...
 
+    def interrupt(self) -> None:
+        """Let an operation that another thread waits for fail soon, if it can; may be called at any time."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...
@@ -135,6 +139,12 @@ class AllToAllExchange(SteppedExchange):
         gathered, work = self._start(where, lambda carrier: carrier.gather(wire))
         self._wait(work, where)
         return gathered.cpu().numpy()
+
+    def interrupt(self) -> None:
+        """Let an operation that another thread waits for fail soon, if the carrier can."""
+        carrier = self._carrier
+        if carrier is not None:
+            carrier.interrupt()
 
     def close(self) -> None:
         """Leave the group; operations under way on other ranks fail there."""
@@ -223,4 +233,4 @@ class AllToAllExchange(SteppedExchange):
         except CarrierError as error:
             raise self._lost(where, error) from error
         finally:
-            self.counters.wait_s += time.perf_counter() - began
+            self.counters.blocked(time.perf_counter() - began)

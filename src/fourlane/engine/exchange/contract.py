@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["OUTLOOK", "Agreement", "BatchExchange", "Exchange", "GroupExchange", "Pending", "Received"]
+__all__ = ["OUTLOOK", "TURN", "Agreement", "BatchExchange", "Exchange", "GroupExchange", "Pending", "Received"]
 
 OUTLOOK = 8
 """How many numbers a rank may tell of what it expects; what they mean is `policy.overlap`'s."""
@@ -37,6 +37,18 @@ class Pending(Protocol[T_co]):
             PeerLost: a peer died, or did not come within the exchange's timeout.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """See `TURN`."""
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+TURN: Pending[None] = _Turn()
+"""What a pass yields where it waits for nothing: here another stream may go on."""
 
 
 @dataclass(frozen=True, slots=True)

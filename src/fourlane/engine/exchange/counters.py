@@ -22,7 +22,8 @@ class ExchangeCounters:
     mean. `balance` is sum of maxima over sum of means: what a pass really waits for.
 
     Units:
-        wait_s: seconds blocked in `Pending.wait`; bytes_sent: payload bytes to other ranks.
+        wait_s: seconds the computing thread was blocked in `Pending.wait`; communication_s: seconds a
+            communication thread was busy, blocked or not; bytes_sent: payload bytes to other ranks.
     """
 
     def __init__(self, *, layers: int, experts: int) -> None:
@@ -30,10 +31,18 @@ class ExchangeCounters:
         self.prefill_LE = np.zeros((layers, experts), dtype=np.int64)
         self.decode_LE = np.zeros((layers, experts), dtype=np.int64)
         self.wait_s = 0.0
+        self.communication_s = 0.0
+        self.overlapped = False
+        """A communication thread runs an operation: what it waits for, the computing thread does not."""
         self.bytes_sent = 0
         self.max_split_L = np.zeros(layers, dtype=np.int64)
         self.max_equal_L = np.zeros(layers, dtype=np.int64)
         self.mean_L = np.zeros(layers)
+
+    def blocked(self, seconds: float) -> None:
+        """Add time in which an operation waited for other ranks."""
+        if not self.overlapped:
+            self.wait_s += seconds
 
     def observe(self, layer: int, count_E: np.ndarray, *, fullest: int, fullest_if_equal: int, ranks: int) -> None:
         """Add one layer of one step.

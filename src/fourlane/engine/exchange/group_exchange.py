@@ -79,6 +79,9 @@ class SteppedExchange(GroupExchange):
     def close(self) -> None:
         """Leave the group; operations under way on other ranks fail there."""
 
+    def interrupt(self) -> None:
+        """Let an operation that another thread waits for fail soon; where this does nothing, its timeout ends it."""
+
     @abstractmethod
     def _gather(self, mine: Tensor, where: str) -> np.ndarray:
         """Give a vector, as long as every rank's, to all ranks; return everybody's, [ranks, length].

@@ -61,6 +61,9 @@ class LocalExchange:
         """Return what was announced."""
         return self._agreement
 
+    def interrupt(self) -> None:
+        """Wait for nobody: there is nobody."""
+
     def close(self) -> None:
         """Release nothing: there is nothing."""
 

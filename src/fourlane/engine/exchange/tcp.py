@@ -7,6 +7,8 @@ all of them at once, without the GIL, and asks the kernel to wake it only when a
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -124,6 +126,13 @@ class _TcpCarrier:
                 return
             if end != _End.INTERRUPTED:  # after a signal Python's handlers have run by now
                 raise CarrierError(_describe(_End(end), error, suspects))
+
+    def interrupt(self) -> None:
+        """Shut the connections down, which wakes whoever waits for them."""
+        for sock in self._sockets:
+            if sock is not None:
+                with suppress(OSError):  # the peer may have been faster
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connections."""

@@ -103,6 +103,9 @@ class _TorchCarrier:
             raise CarrierError(first_sentence(error)) from error
         return result, _Work(work)
 
+    def interrupt(self) -> None:
+        """Do nothing: what is under way ends by its timeout."""
+
     def close(self) -> None:
         """Let go of the process group, which closes its connections."""
         self._group = None

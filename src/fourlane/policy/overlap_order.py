@@ -1,0 +1,128 @@
+"""In which order two micro-batches take turns, so that what one sends travels while the other computes.
+
+A forward pass is a row of stretches of computing, each followed by something it waits for: a dispatch, a
+combine, or nothing (a turn). Pure: the executor follows an order with tensors, a simulation with times.
+Which order pays, and whether any does, is `policy.overlap`'s to decide.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["DECODE_ORDER", "ORDERS", "PREFILL_ORDER", "Interval", "OverlapOrder", "Stretch", "timeline"]
+
+FIRST, SECOND = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapOrder:
+    """The first micro-batch goes ahead, then both take turns.
+
+    The first is ahead of the second at every layer, always: the second may attend to what the first
+    has just written to the cache.
+
+    Args:
+        name: what traces and metrics call it.
+        lead: stretches of the first before the second begins, at least 1.
+        at_turns: change over where a pass only offers a turn, too; else only where something travels.
+    """
+
+    name: str
+    lead: int
+    at_turns: bool
+
+    def turns(self) -> Iterator[int]:
+        """Yield whose turn it is, 0 or 1, without end; who has finished is passed over."""
+        yield from itertools.repeat(FIRST, self.lead)
+        yield from itertools.cycle((SECOND, FIRST))
+
+
+PREFILL_ORDER = OverlapOrder("prefill", lead=1, at_turns=False)
+"""A layer of both, as DeepSeek-V3 runs prefill (technical report, section 3.4.1):
+
+    | step | computes                  | travels meanwhile |
+    |------|---------------------------|-------------------|
+    | 1    | first: attention, router  | second's combine  |
+    | 2    | second: attention, router | first's dispatch  |
+    | 3    | first: experts            | second's dispatch |
+    | 4    | second: experts           | first's combine   |
+"""
+
+DECODE_ORDER = OverlapOrder("decode", lead=2, at_turns=True)
+"""A layer of both, as DeepSeek runs decode (five stages: shared expert and attention 0, dispatch, experts,
+attention 1, combine; "DeepSeek-V3/R1 inference system overview", 2025). Attention 0 ends with K and V in
+the cache; attention 1 begins with the scores and ends with the router:
+
+    | step | computes                            | travels meanwhile |
+    |------|-------------------------------------|-------------------|
+    | 1    | first: attention 1, shared expert   | second's combine  |
+    | 2    | second: attention 0                 | first's dispatch  |
+    | 3    | first: experts                      |                   |
+    | 4    | second: attention 1, shared expert  | first's combine   |
+    | 5    | first: attention 0 (next layer)     | second's dispatch |
+    | 6    | second: experts                     |                   |
+"""
+
+ORDERS = {order.name: order for order in (PREFILL_ORDER, DECODE_ORDER)}
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of computing and what follows it.
+
+    Args:
+        computes_s: how long it computes.
+        then: what it ends with.
+        travels_s: how long that is on its way, 0 for a turn and the end.
+    """
+
+    computes_s: float
+    then: Literal["turn", "dispatch", "combine", "end"]
+    travels_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Something that takes from `begin_s` to `end_s`: the stretch at `index` of a stream, or what follows it."""
+
+    stream: int
+    index: int
+    travels: bool
+    begin_s: float
+    end_s: float
+
+
+def timeline(streams: Sequence[Sequence[Stretch]], order: OverlapOrder) -> list[Interval]:
+    """Return when what happens if two micro-batches take turns in this order.
+
+    One thing is computed at a time and one travels at a time, in the order in which they were posted.
+
+    Args:
+        streams: the stretches of both, equally many.
+        order: to follow.
+    """
+    intervals: list[Interval] = []
+    reached, ready_s = [0, 0], [0.0, 0.0]
+    now_s = line_s = 0.0
+    for stream in order.turns():
+        stretches = streams[stream]
+        while reached[stream] < len(stretches):
+            index, stretch = reached[stream], stretches[reached[stream]]
+            reached[stream] += 1
+            begin_s = max(now_s, ready_s[stream])
+            now_s = begin_s + stretch.computes_s
+            intervals.append(Interval(stream, index, travels=False, begin_s=begin_s, end_s=now_s))
+            if stretch.then in ("dispatch", "combine"):
+                sent_s = max(now_s, line_s)
+                ready_s[stream] = line_s = sent_s + stretch.travels_s
+                intervals.append(Interval(stream, index, travels=True, begin_s=sent_s, end_s=line_s))
+            if stretch.then != "turn" or order.at_turns:
+                break
+        if all(done == len(held) for done, held in zip(reached, streams, strict=True)):
+            return intervals
+    raise AssertionError("turns have no end")
