@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["LazyGroup", "main"]
 
 _COMMANDS = {
-    "bench": "Measure a service under load, or its KV transports.",
+    "bench": "Measure a service under load, its expert exchange, or its KV transports.",
     "demo": "Serve the bundled model here, stream answers, measure a short load.",
     "doctor": "Check whether this machine can run fourlane, and say what to mend.",
     "experts": "Balance experts over ranks: place, split, advise, show, compare, export; on files.",

@@ -7,6 +7,7 @@ from fourlane.cli import LazyGroup
 __all__ = ["bench"]
 
 _COMMANDS = {
+    "exchange": "Measure every expert exchange of this machine beside gloo, memcpy and the line.",
     "kv": "Measure every KV transport of this machine beside line rate and memcpy.",
     "serve": "Measure a service under load.",
 }
@@ -15,11 +16,12 @@ bench = LazyGroup(
     name="bench",
     summaries=_COMMANDS,
     package="fourlane.cli.bench",
-    help="""Measure a service under load, or the transports that carry its KV.
+    help="""Measure a service under load, the exchanges of its experts' tokens, or the transports that carry its KV.
 
     \b
     Examples:
       fourlane bench serve            the default deployment, 16 requests at a time
+      fourlane bench exchange         each expert exchange here: 2, 4 and 8 ranks, several sizes
       fourlane bench kv               each KV transport here, several sizes
     """,
 )

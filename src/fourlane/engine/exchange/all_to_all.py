@@ -196,6 +196,20 @@ class AllToAllExchange(SteppedExchange):
 
         return _Pending(finish)  # type: ignore[return-value]
 
+    def all_to_all(self, blocks_GB: Tensor) -> Tensor:
+        """Give each rank one block, as long as every other; return those for this rank. Nothing else: no counts.
+
+        Args:
+            blocks_GB: uint8 [ranks, bytes].
+
+        Raises:
+            PeerLost: a peer died or hangs.
+        """
+        where, once_G = f"{self._place}, all-to-all", [1] * self.ranks
+        came_GB, work = self._exchange(blocks_GB, once_G, once_G, where)
+        self._wait(work, where)
+        return came_GB
+
     def _receive(
         self, rows_RD: Tensor, sent: Sorted, weights_TK: Tensor, routes: Routes, count_GE: np.ndarray, where: str
     ) -> Received:
