@@ -45,7 +45,7 @@ using LayerNumbers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, 
 std::vector<std::int64_t> place(const LayerCosts& costs, std::int32_t ranks, std::int32_t ranks_per_unit,
                                 const LayerNumbers& good_enough, std::int64_t steps, std::uint64_t seed,
                                 const ConstLayerSlots& previous, std::int32_t moves, std::int64_t hardly,
-                                const LayerSlots& slots) {
+                                std::int32_t redundancy, const LayerSlots& slots) {
     require(costs.shape(1) >= 1 && costs.shape(2) >= 1, "cost: expected [layers, experts, most replicas], none of them 0");
     require(ranks >= 1 && ranks_per_unit >= 1 && ranks % ranks_per_unit == 0, "ranks: expected a multiple of those of a unit");
     require(slots.shape(0) == costs.shape(0) && slots.shape(1) % static_cast<std::size_t>(ranks) == 0,
@@ -57,6 +57,8 @@ std::vector<std::int64_t> place(const LayerCosts& costs, std::int32_t ranks, std
     require(std::all_of(held.begin(), held.end(), [=](std::int32_t e) { return e >= -1 && e < experts_end; }),
             "previous: no such expert");
     require(good_enough.shape(0) == costs.shape(0), "good_enough: expected one for each layer");
+    require(redundancy >= 0 && redundancy <= static_cast<std::int32_t>(balance::Redundancy::wanted),
+            "redundancy: expected 0 (optional), 1 (filled) or 2 (wanted)");
     const std::size_t experts = costs.shape(1), most = costs.shape(2), width = slots.shape(1);
     std::vector<std::int64_t> greatest(costs.shape(0));
     const nb::gil_scoped_release released;
@@ -66,7 +68,8 @@ std::vector<std::int64_t> place(const LayerCosts& costs, std::int32_t ranks, std
         const balance::PlacementTask task{cost,          ranks,
                                           static_cast<std::int32_t>(width) / ranks,
                                           ranks_per_unit, good_enough.data()[layer], steps, seed,
-                                          held.subspan(held.empty() ? 0 : layer * width, held.empty() ? 0 : width), moves, hardly};
+                                          held.subspan(held.empty() ? 0 : layer * width, held.empty() ? 0 : width), moves, hardly,
+                                          static_cast<balance::Redundancy>(redundancy)};
         greatest[layer] = balance::place(task, {slots.data() + layer * width, width});
     }
     return greatest;
@@ -88,6 +91,6 @@ void bind_balance(nb::module_& module) {
     module.def("lower_bound", &lower_bound, "load"_a.noconvert(), "ranks"_a, "slots_per_rank"_a,
                "Return a load that the fullest rank has in every placement with equal shares; the GIL is released.");
     module.def("place", &place, "cost"_a.noconvert(), "ranks"_a, "ranks_per_unit"_a, "good_enough"_a.noconvert(), "steps"_a,
-               "seed"_a, "previous"_a.noconvert(), "moves"_a, "hardly"_a, "slots"_a.noconvert(),
+               "seed"_a, "previous"_a.noconvert(), "moves"_a, "hardly"_a, "redundancy"_a, "slots"_a.noconvert(),
                "Write a placement of each layer into `slots`; return what its costliest rank costs; the GIL is released.");
 }

@@ -114,6 +114,25 @@ void placements_of_every_shape_are_legal_and_mended_within_their_moves() {
     }
 }
 
+// One expert has nearly all of the load: a second replica of it only fills the other rank, where the rest is.
+void slots_are_used_where_that_is_asked() {
+    std::vector<std::int64_t> data;
+    for (const std::int64_t load : {0, 0, 2, 1626, 0, 0, 3250}) data.insert(data.end(), {load << 20, load << 19});
+    balance::PlacementTask task{{data.data(), 7, 2}, 2, 4, 1, 0, 20'000, 0};
+    std::vector<std::int32_t> found(8);
+    const auto place = [&](balance::Redundancy redundancy) {
+        task.redundancy = redundancy;
+        const std::int64_t greatest = balance::place(task, found);
+        expect(legal(task, found), "a placement is legal whatever becomes of redundant slots");
+        return greatest;
+    };
+    const std::int64_t filled = place(balance::Redundancy::filled);
+    expect(std::count(found.begin(), found.end(), -1) == 0, "redundant slots are filled");
+    expect(filled <= place(balance::Redundancy::wanted), "filling is at least as good as replicas that are wanted");
+    expect(std::count(found.begin(), found.end(), -1) == 0, "replicas that are wanted are there");
+    expect(place(balance::Redundancy::optional) <= filled, "empty slots are never worse");
+}
+
 void a_previous_placement_that_is_none_is_refused() {
     const std::vector<std::int64_t> data = random_costs(4, 2, 1);
     balance::PlacementTask task{{data.data(), 4, 2}, 2, 3, 1, 0, 1000, 0};
@@ -135,6 +154,7 @@ void a_previous_placement_that_is_none_is_refused() {
 int main() {
     copies_go_to_the_costliest();
     placements_of_every_shape_are_legal_and_mended_within_their_moves();
+    slots_are_used_where_that_is_asked();
     a_previous_placement_that_is_none_is_refused();
     if (failures == 0) std::printf("all good\n");
     return failures == 0 ? 0 : 1;

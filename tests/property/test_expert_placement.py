@@ -90,6 +90,26 @@ def test_eplb_is_never_better_unless_it_puts_replicas_together(task: Task) -> No
         assert no_worse(ours_L[layer], eplb.balance(task.load_LE[layer : layer + 1])[0])
 
 
+@given(tasks(max_experts=64, max_ranks=16))
+@example(Task(np.array([[0, 0, 2, 1626, 0, 0, 3250]]), 2, 8))
+def test_with_every_slot_in_use_eplb_is_never_better_unless_it_puts_replicas_together(task: Task) -> None:
+    slot_LP = eplb_slots(task.load_LE, slots=task.slots, ranks=task.ranks)
+    full = place(task, split_aware=False, every_slot=True)
+    assert (full.slot_of_LP != EMPTY).all()
+    ours_L = full.balance(task.load_LE)
+    for layer, row in enumerate(slot_LP):
+        held = np.sort(row.reshape(task.ranks, -1), axis=1)
+        if not (held[:, 1:] == held[:, :-1]).any():
+            eplb = Placement(row[None], experts=task.load_LE.shape[1], ranks=task.ranks)
+            assert no_worse(ours_L[layer], eplb.balance(task.load_LE[layer : layer + 1])[0])
+
+
+@given(tasks())
+@example(Task(np.array([[0, 0, 2, 1626, 0, 0, 3250]]), 2, 8))
+def test_a_design_for_splitting_leaves_no_slot_empty(task: Task) -> None:
+    assert (place(task, split_aware=True).slot_of_LP != EMPTY).all()
+
+
 @given(tasks(), st.data())
 def test_nothing_moves_when_nothing_changed(task: Task, data: st.DataObject) -> None:
     split_aware = data.draw(st.booleans())

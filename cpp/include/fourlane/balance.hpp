@@ -22,6 +22,13 @@ struct CostView {
 // experts or more than `most` for each.
 void choose_copies(CostView cost, std::int64_t slots, std::span<std::int32_t> copies_E);
 
+// What becomes of slots beyond one for each expert where no second replica of any is better than those found.
+enum class Redundancy : std::int32_t {
+    optional,  // they stay empty
+    filled,    // they hold what harms least, for who knows no empty slots; the better of both ways is taken
+    wanted,    // second replicas are kept: who splits batches over them gains by more than equal shares show
+};
+
 // One layer to be placed: slots are those of the ranks in turn, `slots_per_rank` each.
 struct PlacementTask {
     CostView cost;
@@ -34,6 +41,7 @@ struct PlacementTask {
     std::span<const std::int32_t> previous_P = {};  // where experts were (-1: empty), of as many slots; or nothing
     std::int32_t moves = -1;                        // most experts that ranks may receive; -1: as many as it takes
     std::int64_t hardly = 0;                        // the previous one stays if another is better by so many 2^-20 or less
+    Redundancy redundancy = Redundancy::optional;
 };
 
 // Find a placement whose costliest rank costs little; write the expert in each slot (-1: empty); return what that rank

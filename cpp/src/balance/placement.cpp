@@ -1,5 +1,6 @@
 // Find a placement: counts of replicas, a packing, and a search from there.
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -104,12 +105,14 @@ Layout search(const PlacementTask& task) {
     return best;
 }
 
-// Put the cheapest replicas that may be into empty slots, as far as no rank comes to cost more than the costliest.
-void fill(Layout& layout) {
+// Put the cheapest replicas that may be into empty slots; only as far as no rank comes to cost more than the costliest,
+// or whatever they cost.
+void fill(Layout& layout, Redundancy redundancy) {
     for (std::int32_t slot = 0; slot < layout.slots(); ++slot) {
         if (!layout.empty(layout.expert(slot))) continue;
         std::int32_t best = -1;
         Cost cheapest = layout.greatest() - layout.load_of(layout.rank_of(slot)) + 1;
+        if (redundancy == Redundancy::filled) cheapest = std::numeric_limits<Cost>::max();
         for (std::int32_t expert = 0; expert < layout.experts(); ++expert) {
             if (layout.copies(expert) == layout.most() || !layout.free_of(layout.rank_of(slot), expert)) continue;
             const Cost coming = layout.cost(expert, layout.copies(expert) + 1);
@@ -121,8 +124,9 @@ void fill(Layout& layout) {
     }
 }
 
-// Leave slots empty where one replica of each expert, on as few slots as hold them, costs less than all that was found.
+// Do without second replicas where one of each expert, on as few slots as hold them, costs less than all that was found.
 void prefer_bare(const PlacementTask& task, Layout& best) {
+    if (task.redundancy == Redundancy::wanted) return;
     std::int64_t costliest = 0;
     for (std::int64_t expert = 0; expert < task.cost.experts; ++expert) costliest = std::max(costliest, task.cost(expert, 1));
     const auto width = static_cast<std::int32_t>((task.cost.experts + task.ranks - 1) / task.ranks);
@@ -140,8 +144,11 @@ void prefer_bare(const PlacementTask& task, Layout& best) {
         const std::int32_t nth = slot % task.slots_per_rank, rank = slot / task.slots_per_rank;
         expert_P.push_back(nth < width ? narrow_P[static_cast<std::size_t>(rank * width + nth)] : -1);
     }
-    best.load(expert_P);
-    fill(best);
+    Layout single(task);
+    single.load(expert_P);
+    fill(single, task.redundancy);
+    if (task.redundancy == Redundancy::filled) Search(single, task.steps).descend(task.good_enough);
+    if (single.greatest() < best.greatest()) best = single;
 }
 
 }  // namespace

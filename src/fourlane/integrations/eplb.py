@@ -68,7 +68,13 @@ def map_slots(
     previous = _previous(held_LP, load.shape[-2:], slots, ranks)
     bounded = previous is not None and not (previous.slot_of_LP == EMPTY).any()
     placement = place_experts(
-        load, ranks=ranks, slots=slots, previous=previous, moves=moves if bounded else None, split_aware=False
+        load,
+        ranks=ranks,
+        slots=slots,
+        previous=previous,
+        moves=moves if bounded else None,
+        split_aware=False,
+        every_slot=True,
     )
     load_LE = np.asarray(load, dtype=np.float64).reshape(-1, *load.shape[-2:]).sum(axis=0)
     table_LP = fill_slots(placement, load_LE).slot_of_LP.astype(np.int64)

@@ -44,18 +44,24 @@ def rebalance_experts(
         nodes=num_nodes if in_nodes else 1,
         groups=num_groups if in_nodes else None,
         split_aware=False,
+        every_slot=True,
     )
     placement = fill_slots(placement, np.asarray(weight, dtype=np.float64))
     return placement.phy2log, placement.log2phy, placement.logcnt
 
 
 def fill_slots(placement: Placement, load_LE: NDArray[np.float64]) -> Placement:
-    """Put least loaded experts where a slot was better left empty: EPLB's tables know no empty slots."""
+    """Put replicas that cost least where slots are empty all the same: EPLB's tables know no empty slots.
+
+    They are where a previous placement that stays had them.
+    """
     table = placement.slot_of_LP.copy()
+    count_LE = placement.copies_LE.copy()
     width = placement.slots_per_rank
     for layer, slot in np.argwhere(table == EMPTY).tolist():
         first = slot // width * width
         here = set(table[layer, first : first + width].tolist())
-        order = np.argsort(load_LE[layer], kind="stable").tolist()
-        table[layer, slot] = next(expert for expert in order if expert not in here)
+        order = np.argsort(load_LE[layer] / (count_LE[layer] + 1), kind="stable").tolist()
+        table[layer, slot] = expert = next(expert for expert in order if expert not in here)
+        count_LE[layer, expert] += 1
     return Placement(table, experts=placement.experts, ranks=placement.ranks)

@@ -53,6 +53,7 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     cost: ReplicaCost = TOKENS,
     split_aware: bool | Leaning = True,
     spread_nodes: bool = False,
+    every_slot: bool = False,
     seed: int = 0,
 ) -> Placement:
     """Place experts, the loaded ones several times, so that the fullest rank of each layer has little to do.
@@ -73,6 +74,8 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
             at the cost of what `Leaning.equal_split` allows of the balance with equal shares; a `Leaning` says which
             batches. False is for who splits equally, or at random.
         spread_nodes: keep replicas of an expert on different nodes, so that it has at most `nodes` of them.
+        every_slot: use every slot, for who knows no empty ones. False may leave slots empty where a second replica of
+            any expert would only harm balance with equal shares; a design for splitting uses all in any case.
         seed: where the search's draws begin.
 
     Raises:
@@ -91,7 +94,7 @@ def place_experts(  # noqa: PLR0913 - each is a question of its own, and has a d
     for width in np.unique(slots_L // ranks).tolist():
         chosen_L = slots_L == width * ranks
         held_LP = None if previous is None else previous_slots(previous, chosen_L, width, unit_ranks)
-        rules = DesignRules(ranks, unit_ranks, previous_LP=held_LP, moves=moves, seed=seed)
+        rules = DesignRules(ranks, unit_ranks, previous_LP=held_LP, moves=moves, seed=seed, every_slot=every_slot)
         if in_nodes is None:
             found = search(load_WLE[:, chosen_L], width, cost, rules, leaning)
         else:

@@ -118,6 +118,18 @@ def test_eplbs_tables_have_no_empty_slots_even_where_that_is_worse() -> None:
     assert place_experts([[1, 1, 1, 1]], ranks=2, slots=6, split_aware=False).balance([[1, 1, 1, 1]]) == [1]
 
 
+def test_redundant_slots_are_used_though_balance_with_equal_shares_is_no_better_for_it() -> None:
+    load = DECODE.draw(np.random.default_rng(6))
+    later = drift(load, 0.95, np.random.default_rng(7))[:1]  # 256 experts in 256 slots are a shade better in balance
+    anything = place_experts(later, ranks=32, slots=288, split_aware=False)
+    assert (anything.slot_of_LP == EMPTY).sum() == 32
+    for options in ({"split_aware": True}, {"split_aware": False, "every_slot": True}):
+        full = place_experts(later, ranks=32, slots=288, **options)
+        assert (full.slot_of_LP != EMPTY).all()
+        assert full.replicated
+        assert full.balance(later)[0] <= anything.balance(later)[0] + 0.0101
+
+
 def test_eplbs_function_returns_its_three_tables(skewed_load: np.ndarray) -> None:
     for groups in (8, 3):  # three do not divide by nodes: anywhere
         phy2log, log2phy, logcnt = rebalance_experts(skewed_load[:2], 288, groups, 4, 32)

@@ -116,7 +116,7 @@ def _greatest_loads(load_WLE: NDArray[np.float64], ranks: int, widths: range) ->
     peaks = []
     for width in widths:
         found = np.empty((load_WLE.shape[1], width * ranks), dtype=np.int32)
-        greatest_L = _native.place(cost_LEC, ranks, 1, good_enough_L, GLANCE, 0, none, -1, 0, found)
+        greatest_L = _native.place(cost_LEC, ranks, 1, good_enough_L, GLANCE, 0, none, -1, 0, 0, found)
         peaks.append(np.asarray(greatest_L) / np.maximum(mean_L, 1.0) * total_L / ranks)
         if (np.asarray(greatest_L) <= mean_L * (1 + 2.0**-9)).all():
             break  # further slots bring nothing to speak of

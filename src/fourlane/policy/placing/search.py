@@ -26,6 +26,8 @@ GOOD_ENOUGH = 2**13
 STEPS, STEPS_OF_THREE = 2, 5
 """Candidates the search weighs in a layer, for each pair of slots: more with three slots a rank, where few exchanges
 help and counts must be searched as well. (With two, counts are searched apart, in native `PairCounts`.)"""
+_OPTIONAL, _FILLED, _WANTED = range(3)
+"""Native `Redundancy`: what becomes of slots where no second replica would be better."""
 HARDLY = 2.0**-10
 """So much better makes a placement worth moving to, as a part."""
 
@@ -61,6 +63,7 @@ def search(
         previous_LP,
         -1 if rules.moves is None else rules.moves,
         round((hardly + (leaning.equal_split if leaning else 0.0)) * 2**20),
+        _WANTED if leaning else _FILLED if rules.every_slot else _OPTIONAL,
         found,
     )
     if leaning is None:

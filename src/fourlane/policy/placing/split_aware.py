@@ -75,6 +75,7 @@ class DesignRules:
         previous_LP: [layers, slots] of the same ranks, from where moves are counted.
         moves: most experts a layer may receive that were not on their rank there; None sets no limit.
         seed: where the search's draws begin.
+        every_slot: no slot stays empty, though a replica there only harms balance with equal shares.
     """
 
     ranks: int
@@ -83,6 +84,7 @@ class DesignRules:
     previous_LP: NDArray[np.int32] | None = None
     moves: int | None = None
     seed: int = 0
+    every_slot: bool = False
 
 
 def checked_leaning(split_aware: bool | Leaning) -> Leaning | None:  # noqa: FBT001 - the name of place_experts's argument
