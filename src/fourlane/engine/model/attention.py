@@ -152,20 +152,37 @@ class NativeHeads(TorchHeads):
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """One layer's attention. `qkv` gives query, key and value heads in one matmul."""
+    """One layer's attention in two parts, between which another stream may go on.
+
+    `qkv` gives query, key and value heads in one matmul.
+    """
 
     layer: int
     qkv: Linear
     heads: TorchHeads
     out: Linear
 
-    def __call__(self, x_TD: Tensor, angles: Angles, batch: StepBatch, kv_QBShd: Tensor, attend: Attend) -> Tensor:
-        """Write K and V of the rows into their pages, tell `batch.on_kv`, and attend."""
+    def project(self, x_TD: Tensor, angles: Angles, batch: StepBatch, kv_QBShd: Tensor) -> Tensor:
+        """Do part 0: write K and V of the rows into their pages, tell `batch.on_kv`, and return the queries.
+
+        Args:
+            x_TD: rows, normed.
+            angles: of the rows' positions.
+            batch: says where K and V go.
+            kv_QBShd: the layer's pages.
+
+        Returns:
+            [tokens, heads, head dim], for `attend`.
+        """
         qkv_THd = self.heads(self.qkv(x_TD), angles, batch.slot_T, kv_QBShd)
         queries, keys = self.heads.heads, self.heads.heads + self.heads.kv_heads
         if batch.on_kv is not None and x_TD.shape[0]:
             batch.on_kv(self.layer, qkv_THd[:, queries:keys].contiguous(), qkv_THd[:, keys:].contiguous())
-        return self.out(attend(qkv_THd[:, :queries], kv_QBShd))
+        return qkv_THd[:, :queries]
+
+    def attend(self, q_THd: Tensor, kv_QBShd: Tensor, attend: Attend) -> Tensor:
+        """Do part 1: attend to the pages and project, [tokens, model dim]."""
+        return self.out(attend(q_THd, kv_QBShd))
 
 
 class NativeAttention:

@@ -2,7 +2,8 @@
 
 On CPU rows are computed in float32 (KV too) with float32 or bfloat16 weights in native kernels; on
 CUDA in the type of the weights, in PyTorch. The forward pass is a generator: it yields every
-`Pending` of the exchange and is sent its result, and knows nothing of how it is waited for.
+`Pending` of the exchange and is sent its result, and `TURN` where it needs nothing but another stream
+may go on; it knows nothing of how they are waited for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 
+from fourlane.engine.exchange.contract import TURN
 from fourlane.engine.kv_transfer.contract import KvGeometry
 from fourlane.engine.model.attention import Attention, AttentionBackend, NativeAttention, Rope, TorchAttention
 from fourlane.engine.model.checkpoint import Checkpoint
@@ -116,6 +118,9 @@ class CausalLM:
     ) -> Generator[Pending[Any], Any, Tensor]:
         """Compute one step; run it with an executor.
 
+        It yields in every layer: `TURN` between the two parts of attention; then the dispatch and the combine where
+        the layer has experts, `TURN` again where it has none.
+
         Every rank of the group runs it in every step, with T = 0 too: the exchange needs all.
 
         Args:
@@ -131,7 +136,9 @@ class CausalLM:
         angles = self._rope.at(batch.position_T, self.dtype)
         attend = self._attention.prepare(batch, kv_LQBShd.shape[3])
         for layer, kv_QBShd in zip(self._layers, kv_LQBShd.unbind(0), strict=True):
-            x_TD += layer.attention(layer.attention_norm(x_TD), angles, batch, kv_QBShd, attend)
+            q_THd = layer.attention.project(layer.attention_norm(x_TD), angles, batch, kv_QBShd)
+            yield TURN
+            x_TD += layer.attention.attend(q_THd, kv_QBShd, attend)
             h_TD = layer.mlp_norm(x_TD)
             block = layer.mlp
             if isinstance(block, MoeBlock):
@@ -141,6 +148,7 @@ class CausalLM:
                 x_TD += yield exchange.combine(y_RD, received)
             else:
                 x_TD += block(h_TD)
+                yield TURN
         return self._head(self._norm(x_TD[batch.logit_row_N])).float()
 
 
