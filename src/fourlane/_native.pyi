@@ -81,6 +81,7 @@ def place(
     previous: NDArray[np.int32],
     moves: int,
     hardly: int,
+    redundancy: int,
     slots: NDArray[np.int32],
 ) -> list[int]: ...
 def design_for_splitting(
