@@ -23,6 +23,7 @@ from fourlane.engine.model.checkpoint import Checkpoint
 from fourlane.engine.model.config import read_config, resolve_model_path
 from fourlane.engine.model.memory import memory_budget
 from fourlane.engine.model.weights import WeightReader, held_dtype
+from fourlane.policy.stages import model_stages
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fourlane.engine.model.moe import Mlp, MovableExperts, Router
     from fourlane.engine.model.weights import Kernels
     from fourlane.policy.placement import Placement
+    from fourlane.policy.stages import Stage
 
 __all__ = ["CausalLM", "MoeBlock", "load_model"]
 
@@ -113,13 +115,17 @@ class CausalLM:
             dtype=str(self.dtype).removeprefix("torch."),
         )
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages of `forward`: one for each time it yields, and the last."""
+        return model_stages([self.config.is_moe(layer) for layer in range(self.config.layers)], shared=False)
+
     def forward(
         self, batch: StepBatch, kv_LQBShd: Tensor, exchange: Exchange, placement: Placement
     ) -> Generator[Pending[Any], Any, Tensor]:
         """Compute one step; run it with an executor.
 
         It yields in every layer: `TURN` between the two parts of attention; then the dispatch and the combine where
-        the layer has experts, `TURN` again where it has none.
+        the layer has experts, `TURN` again where it has none. See `stages`.
 
         Every rank of the group runs it in every step, with T = 0 too: the exchange needs all.
 
