@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
+#include "fourlane/float8_rows.hpp"
 #include "fourlane/huge_pages.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
@@ -304,6 +305,28 @@ void weighted_sum(const ConstRows& y, const Numbers& order, const ConstRows& wei
     fourlane::weighted_sum(rows_view(y), span_of(order), rows_view(weights), mutable_rows_view(out), set);
 }
 
+using ByteRows = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstByteRows = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require_packed(const auto& x, const auto& packed) {
+    require(extent(packed, 0) == extent(x, 0) && extent(packed, 1) == fourlane::float8_row_bytes(extent(x, 1)),
+            "packed: expected [rows, columns + 4 bytes for each 128 columns begun] of x");
+}
+
+void pack_float8(const ConstRows& x, const ByteRows& packed, const std::string& isa) {
+    require_packed(x, packed);
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::pack_float8(rows_view(x), reinterpret_cast<std::byte*>(packed.data()), set);
+}
+
+void unpack_float8(const ConstByteRows& packed, const Rows& x, const std::string& isa) {
+    require_packed(x, packed);
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::unpack_float8(reinterpret_cast<const std::byte*>(packed.data()), mutable_rows_view(x), set);
+}
+
 using ConstBytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -390,6 +413,10 @@ NB_MODULE(_native, module) {
                "Return first, first + 1, ... (count of them) of every pair, one after the other.");
     module.def("weighted_sum", &weighted_sum, "y"_a.noconvert(), "order"_a.noconvert(), "weights"_a.noconvert(),
                "out"_a.noconvert(), "isa"_a = "", "Undo sort_by_slot and sum each token's rows; the GIL is released.");
+    module.def("pack_float8", &pack_float8, "x"_a.noconvert(), "packed"_a.noconvert(), "isa"_a = "",
+               "Write rows as float8 codes with a scale for each 128 behind them; the GIL is released.");
+    module.def("unpack_float8", &unpack_float8, "packed"_a.noconvert(), "x"_a.noconvert(), "isa"_a = "",
+               "Write packed rows as float32; the GIL is released.");
     nb::class_<fourlane::SocketMesh>(module, "SocketMesh",
                                      "Messages to and from all peers at once, over connected sockets (-1: oneself).")
         .def(nb::init<std::vector<int>>(), "sockets"_a)

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "fourlane/crc32c.hpp"
+#include "fourlane/float8_rows.hpp"
 #include "fourlane/huge_pages.hpp"
 #include "fourlane/paged_attention.hpp"
 #include "fourlane/panels.hpp"
@@ -264,6 +265,20 @@ void a_mesh_names_who_holds_it_up() {
     expect(gone.end == MeshEnd::closed && gone.suspects.size() == 1, "a peer that closed");
 }
 
+void float8_rows_keep_their_bound(InstructionSet set, std::int64_t columns) {
+    const std::int64_t rows = 3;
+    const std::vector<float> x = random_floats(rows * columns, 5);
+    // Exactly as much room as is needed, and at an odd address: whatever is touched beyond is seen.
+    const auto bytes = static_cast<std::size_t>(rows * fourlane::float8_row_bytes(columns));
+    std::vector<std::byte> packed(bytes + 1);
+    std::vector<float> again(x.size());
+    fourlane::pack_float8({x.data(), rows, columns}, packed.data() + 1, set);
+    fourlane::unpack_float8(packed.data() + 1, {again.data(), rows, columns}, set);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        expect(std::abs(again[i] - x[i]) <= std::max(std::abs(x[i]) / 16, std::ldexp(1.0F, -18)), "a float8 element's bound");
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -286,6 +301,8 @@ int main() {
         for (const std::int64_t columns : {1, 16, 37}) {
             rows_come_back_to_their_tokens(set, columns);
             heads_are_normed_and_placed(set, 2 * columns);
+            float8_rows_keep_their_bound(set, columns);
+            float8_rows_keep_their_bound(set, 128 + columns);
         }
         expert_ffn_computes_each_row_once(set, 1);
         expert_ffn_computes_each_row_once(set, 45);

@@ -16,6 +16,7 @@ import torch
 from fourlane.engine.doorbell import Doorbell
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
+from fourlane.engine.exchange.payload import payload_of
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.errors import PeerLost
@@ -53,13 +54,14 @@ class StepGroup:
         self.address: GroupAddress | None = None
         self._config = config
         self._placement = placement
+        self._payload = payload_of(config.exchange_dispatch)
         self._device = device
         self._secret = secret
         self._lanes = lanes
         self._engaged = False
         self.doorbell: Doorbell | None = None
         if config.group_size == 1:
-            self.exchange = LocalExchange(placement)
+            self.exchange = LocalExchange(placement, payload=self._payload)
             self.counters = self.exchange.counters
             self.generation = config.generation
 
@@ -130,9 +132,16 @@ class StepGroup:
         balance = self._config.balance
         split = balance is None or balance.split
         if self._config.exchange == "tcp":
-            secret = self._secret
-            return TcpExchange(address, placement, device=device, secret=secret, counters=counters, split=split)
-        return TorchAllToAll(address, placement, device=device, counters=counters, split=split)
+            return TcpExchange(
+                address,
+                placement,
+                device=device,
+                secret=self._secret,
+                counters=counters,
+                split=split,
+                payload=self._payload,
+            )
+        return TorchAllToAll(address, placement, device=device, counters=counters, split=split, payload=self._payload)
 
     def _hang_doorbell(self, exchange: SteppedExchange, store: str, generation: int) -> None:
         config = self._config

@@ -102,6 +102,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     run_dir: str
 
     exchange: Literal["torch_all_to_all", "tcp"] = "tcp"
+    exchange_dispatch: Literal["activations", "float8"] = "activations"
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
 
@@ -197,6 +198,7 @@ def _rank_config(
         secret_file=str(secret),
         run_dir=str(run_dir),
         exchange=exchange_of(deployment, pool),
+        exchange_dispatch=deployment.exchange.dispatch,
         exchange_address=deployment.exchange.address,
         exchange_timeout_s=deployment.exchange.timeout.seconds,
         kv_transport=deployment.kv_transfer.transport,

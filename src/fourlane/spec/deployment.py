@@ -100,9 +100,16 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each rank has a GPU. "auto" takes
     "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address` is the local IP to
     bind, on the interface expert traffic shall use.
+
+    `dispatch` is the form in which tokens travel to their experts: "activations" as they are, "float8" a
+    byte an element with a scale for each 128 of them, a quarter of float32's bytes and half of bfloat16's.
+    With "float8" activations are rounded (to 4 significant bits), so tokens may differ from those of
+    "activations"; they are the same for any number of ranks and any placement all the same. Outputs come
+    back as they are either way.
     """
 
     implementation: Literal["auto", "torch_all_to_all", "tcp"] = "auto"
+    dispatch: Literal["activations", "float8"] = "activations"
     address: str = "127.0.0.1"
     timeout: Duration = Duration.parse("30s")
 

@@ -10,10 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from fourlane.engine.exchange.contract import Pending, Received
 from fourlane.engine.exchange.group_exchange import SteppedExchange
+from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.rows import Arrival, decoded_counts, weighted_sum
 from fourlane.errors import PeerLost
 
@@ -21,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    import torch
     from torch import Tensor
 
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.exchange.rows import Sorted
     from fourlane.engine.exchange.slots import Routes
     from fourlane.lanes.marking import Mark
@@ -117,6 +118,7 @@ class AllToAllExchange(SteppedExchange):
         device: of the activations.
         counters: totals of an earlier generation to go on with.
         split: level the ranks over the replicas batch by batch; False: spread each expert's tokens evenly.
+        payload: in which form rows are dispatched, the same on all ranks; outputs come back as they are.
     """
 
     def __init__(
@@ -128,8 +130,9 @@ class AllToAllExchange(SteppedExchange):
         device: torch.device,
         counters: ExchangeCounters | None = None,
         split: bool = True,
+        payload: Payload = AS_IS,
     ) -> None:
-        super().__init__(address, placement, marks=carrier.marks, counters=counters, split=split)
+        super().__init__(address, placement, marks=carrier.marks, counters=counters, split=split, payload=payload)
         self._device = device
         self._carrier: Carrier | None = carrier
         self._wire = carrier.device
@@ -169,6 +172,7 @@ class AllToAllExchange(SteppedExchange):
         count_row = self._count_row(pairs.count_E).to(self._wire)
         where = f"{self._place}, layer {layer}"
         gathered, counts = self._start(f"{where}, counts", lambda carrier: carrier.gather(count_row))
+        packed_TB = self._payload.pack(x_TD)  # while the counts are on their way
 
         def finish() -> Received:
             self._wait(counts, f"{where}, counts")
@@ -176,8 +180,12 @@ class AllToAllExchange(SteppedExchange):
             routes = tables.routes(layer, count_GE, split=self._split, nodes=self._nodes)
             self._count(layer, routes, count_GE[self.rank], decode_E)
             sent = tables.layer(layer).by_slot(pairs, routes.quota_P)
-            return self._receive(
-                x_TD.index_select(0, sent.rows_R), sent, weights_TK, routes, count_GE, f"{where}, dispatch"
+            rows, handle, arrival = self._send(packed_TB, sent, weights_TK, routes, f"{where}, dispatch")
+            return Received(
+                x_RD=self._payload.unpack(rows, x_TD.shape[1], x_TD.dtype),
+                offset_S1=arrival.offset_S1,
+                count_GE=count_GE,
+                handle=handle,
             )
 
         return _Pending(finish)  # type: ignore[return-value]
@@ -188,11 +196,12 @@ class AllToAllExchange(SteppedExchange):
         assert isinstance(handle, _Handle)
         back_RD = y_RD.index_select(0, handle.place_R)
         where = f"{self._place}, combine"
-        result_RD, work = self._exchange(back_RD, handle.received_G, handle.sent_G, where)
+        result_RB, work = self._exchange(AS_IS.pack(back_RD), handle.received_G, handle.sent_G, where)
 
         def finish() -> Tensor:
             self._wait(work, where)
-            return weighted_sum(result_RD.to(self._device), handle.order_R, handle.weights_TK)
+            result_RD = AS_IS.unpack(result_RB.to(self._device), y_RD.shape[1], y_RD.dtype)
+            return weighted_sum(result_RD, handle.order_R, handle.weights_TK)
 
         return _Pending(finish)  # type: ignore[return-value]
 
@@ -210,27 +219,23 @@ class AllToAllExchange(SteppedExchange):
         self._wait(work, where)
         return came_GB
 
-    def _receive(
-        self, rows_RD: Tensor, sent: Sorted, weights_TK: Tensor, routes: Routes, count_GE: np.ndarray, where: str
-    ) -> Received:
+    def _send(
+        self, packed_TB: Tensor, sent: Sorted, weights_TK: Tensor, routes: Routes, where: str
+    ) -> tuple[Tensor, _Handle, Arrival]:
+        """Give packed tokens to the ranks of their experts; return what arrived, in order of slots."""
         sent_G = routes.quota_P.reshape(self.ranks, -1).sum(axis=1).tolist()
         received_G = routes.count_GS.sum(axis=1).tolist()
-        arrived_RD, work = self._exchange(rows_RD, sent_G, received_G, where)
+        arrived_RB, work = self._exchange(packed_TB.index_select(0, sent.rows_R), sent_G, received_G, where)
         arrival = Arrival.of(routes.count_GS, self._device)
         self._wait(work, where)
-        return Received(
-            x_RD=arrived_RD.to(self._device).index_select(0, arrival.by_slot_R),
-            offset_S1=arrival.offset_S1,
-            count_GE=count_GE,
-            handle=_Handle(sent.order_R, weights_TK, arrival.place_R, sent_G, received_G),
-        )
+        rows_RB = arrived_RB.to(self._device).index_select(0, arrival.by_slot_R)
+        return rows_RB, _Handle(sent.order_R, weights_TK, arrival.place_R, sent_G, received_G), arrival
 
-    def _exchange(self, rows_RD: Tensor, sent_G: list[int], received_G: list[int], where: str) -> tuple[Tensor, Work]:
+    def _exchange(self, rows_RB: Tensor, sent_G: list[int], received_G: list[int], where: str) -> tuple[Tensor, Work]:
         # As bytes: what travels is not added to or rounded, and no library has to know its dtype.
-        rows = rows_RD.to(self._wire).contiguous().view(torch.uint8)
+        rows = rows_RB.to(self._wire).contiguous()
         self.counters.bytes_sent += (sum(sent_G) - sent_G[self.rank]) * rows.shape[1]
-        arrived, work = self._start(where, lambda carrier: carrier.exchange(rows, sent_G, received_G))
-        return arrived.view(rows_RD.dtype), work
+        return self._start(where, lambda carrier: carrier.exchange(rows, sent_G, received_G))
 
     def _start(self, where: str, call: Callable[[Carrier], tuple[Tensor, Work]]) -> tuple[Tensor, Work]:
         if self._carrier is None:

@@ -15,6 +15,7 @@ import torch
 from fourlane.engine.exchange.contract import OUTLOOK, Agreement, GroupExchange
 from fourlane.engine.exchange.counters import ExchangeCounters
 from fourlane.engine.exchange.meeting import nodes_of
+from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.slots import SlotTables
 from fourlane.errors import PeerLost
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.exchange.slots import Routes
     from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
@@ -52,6 +54,7 @@ class SteppedExchange(GroupExchange):
         marks: of the connections the exchange has opened.
         counters: totals of an earlier generation to go on with.
         split: level the ranks over the replicas batch by batch; False: spread each expert's tokens evenly.
+        payload: in which form rows are dispatched, the same on all ranks; outputs come back as they are.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class SteppedExchange(GroupExchange):
         marks: list[Mark],
         counters: ExchangeCounters | None = None,
         split: bool = True,
+        payload: Payload = AS_IS,
     ) -> None:
         self.rank = address.rank
         self.ranks = address.ranks
@@ -70,6 +74,7 @@ class SteppedExchange(GroupExchange):
         self._address = address
         self._tables = SlotTables(placement, rank=address.rank)
         self._split = split
+        self._payload = payload
         self._nodes = 1
         self._announced = torch.zeros(ANNOUNCED, dtype=torch.int64)
         self._agreement: Agreement | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fourlane.engine.exchange.contract import Agreement, Pending, Received
 from fourlane.engine.exchange.counters import ExchangeCounters
 from fourlane.engine.exchange.group_exchange import outlook_row
+from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.rows import decoded_counts, weighted_sum
 from fourlane.engine.exchange.slots import SlotTables
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fourlane.engine.exchange.payload import Payload
     from fourlane.policy.placement import Placement
 
 __all__ = ["Done", "LocalExchange"]
@@ -40,13 +42,20 @@ class _Handle:
 
 
 class LocalExchange:
-    """The exchange of a group of one rank."""
+    """The exchange of a group of one rank.
 
-    def __init__(self, placement: Placement) -> None:
+    Args:
+        placement: where experts live at first.
+        payload: the form in which rows would be dispatched, were there ranks: what it rounds is rounded here
+            too, so that results do not depend on the number of ranks.
+    """
+
+    def __init__(self, placement: Placement, *, payload: Payload = AS_IS) -> None:
         self.rank = 0
         self.ranks = 1
         self.counters = ExchangeCounters(layers=placement.layers, experts=placement.experts)
         self._tables = SlotTables(placement, rank=0)
+        self._payload = payload
         self._agreement = Agreement(step=0, more=False)
 
     def begin_step(
@@ -86,6 +95,7 @@ class LocalExchange:
         rows = topk_TK.numel()
         self.counters.observe(layer, count_E, fullest=rows, fullest_if_equal=rows, ranks=1)
         self.counters.observe_own(layer, count_E, None if decode_E is None else decode_E.cpu().numpy())
+        x_TD = self._payload.unpack(self._payload.pack(x_TD), x_TD.shape[1], x_TD.dtype)
         received = Received(
             x_RD=x_TD.index_select(0, pairs.rows_R),
             offset_S1=list(accumulate(slots.spread(count_E).tolist(), initial=0)),

@@ -17,6 +17,7 @@ import torch
 
 from fourlane._native import SocketMesh
 from fourlane.engine.exchange.all_to_all import AllToAllExchange, CarrierError
+from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.tcp_meeting import meet
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.seal import Secret
     from fourlane.policy.placement import Placement
 
@@ -61,6 +63,7 @@ class TcpExchange(AllToAllExchange):
         secret: Secret,
         counters: ExchangeCounters | None = None,
         split: bool = True,
+        payload: Payload = AS_IS,
     ) -> None:
         """Join the group; blocks until every rank is there.
 
@@ -71,13 +74,20 @@ class TcpExchange(AllToAllExchange):
             secret: the deployment's key, by which ranks know each other.
             counters: totals of an earlier generation to go on with.
             split: level ranks over replicas batch by batch, or else spread tokens evenly over them.
+            payload: in which form rows are dispatched, the same on all ranks.
 
         Raises:
             PeerLost: not all ranks came within `address.join_s`.
             SpecError: this host does not have `address.address`.
         """
         super().__init__(
-            _TcpCarrier(address, secret), address, placement, device=device, counters=counters, split=split
+            _TcpCarrier(address, secret),
+            address,
+            placement,
+            device=device,
+            counters=counters,
+            split=split,
+            payload=payload,
         )
 
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from fourlane.engine.exchange.all_to_all import AllToAllExchange, CarrierError
 from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
 from fourlane.engine.exchange.meeting import first_sentence, open_store
+from fourlane.engine.exchange.payload import AS_IS
 from fourlane.errors import PeerLost
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.exchange.payload import Payload
     from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
 
@@ -53,6 +55,7 @@ class TorchAllToAll(AllToAllExchange):
         device: torch.device,
         counters: ExchangeCounters | None = None,
         split: bool = True,
+        payload: Payload = AS_IS,
     ) -> None:
         """Join the group; blocks until every rank is there.
 
@@ -62,12 +65,19 @@ class TorchAllToAll(AllToAllExchange):
             device: of the activations.
             counters: totals of an earlier generation to go on with.
             split: level ranks over replicas batch by batch, or else spread tokens evenly over them.
+            payload: in which form rows are dispatched, the same on all ranks.
 
         Raises:
             PeerLost: not all ranks came within `address.join_s`.
         """
         super().__init__(
-            _TorchCarrier(address, device), address, placement, device=device, counters=counters, split=split
+            _TorchCarrier(address, device),
+            address,
+            placement,
+            device=device,
+            counters=counters,
+            split=split,
+            payload=payload,
         )
 
 
