@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fourlane.cli.bench import exchange as command
+from fourlane.cli.bench import exchange, groups
 from fourlane.engine.exchange.measure import IMPLEMENTATIONS, MEMCPY
 from fourlane.errors import EnvironmentMissing
 
@@ -94,8 +94,8 @@ def test_without_namespaces_the_ranks_sockets_are_paced_to_the_links_rate(monkey
     def refuse(*_: object) -> None:
         raise EnvironmentMissing("lab: no namespaces for this test")
 
-    monkeypatch.setattr(command, "_lab_group", refuse)
-    bench = command._Bench.read((), "2", "256KiB", "200Mbps", 0.3, 1)
+    monkeypatch.setattr(groups, "_lab", refuse)
+    bench = exchange._Bench.read((), "2", "256KiB", "200Mbps", 0.3, 1)
     found, notes = bench.measure()
     assert notes == ["no lab here, so sockets are paced and there are no queues: lab: no namespaces for this test"]
     line_s = 256 * 1024 * 8 / 200e6

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from fourlane import __version__
-from fourlane.errors import EnvironmentMissing, SpecError
+from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from fourlane.engine.exchange.measure import ExchangePlan, Measured, Source, Step
+    from fourlane.engine.exchange.measure import ExchangePlan, Measured, Step
+    from fourlane.engine.measured_ranks import Seats
     from fourlane.units import Rate
 
 __all__ = ["exchange"]
@@ -119,6 +117,7 @@ class _Bench(NamedTuple):
         Raises:
             SpecError: some are wrong; tells all.
         """
+        from fourlane.cli.bench.groups import read_link
         from fourlane.engine.exchange.measure import IMPLEMENTATIONS, needs_no_link
 
         faults: list[str] = []
@@ -126,7 +125,7 @@ class _Bench(NamedTuple):
         unknown = [name for name in implementations if name not in known]
         faults += [f'--implementation: expected one of {", ".join(known)}, got "{name}"' for name in unknown]
         wanted = tuple(name for name in known if not implementations or name in (*implementations, known[0]))
-        read_ranks, read_sizes, rate = _ranks(ranks, faults), _sizes(sizes, faults), _rate(link, faults)
+        read_ranks, read_sizes, rate = _ranks(ranks, faults), _sizes(sizes, faults), read_link(link, faults)
         if not 0.01 <= seconds <= 600:
             faults.append(f"--seconds: expected 0.01 to 600, got {seconds:g}")
         if faults:
@@ -135,12 +134,15 @@ class _Bench(NamedTuple):
 
     def measure(self) -> tuple[list[Measured], list[str]]:
         """Measure everything under a progress bar (none off a terminal); return it, and what is to be known of it."""
+        from fourlane.cli.bench.groups import seated
         from fourlane.cli.progress_bar import steps_bar
-        from fourlane.engine.exchange.measure import collect
+        from fourlane.engine.exchange.measure import TARGET, collect
+        from fourlane.engine.measured_ranks import Seats
 
         found: list[Measured] = []
         notes: list[str] = []
-        total = sum(len(self._plan(ranks, "").steps()) for ranks in self.ranks)
+        steps = self._plan(Seats(addresses=(), folder="", linked=self.link is not None)).steps()
+        total = len(steps) * len(self.ranks)
         with steps_bar() as show:
             done = itertools.count()
 
@@ -148,61 +150,22 @@ class _Bench(NamedTuple):
                 show(next(done), total, f"{ranks} ranks: {step.way}, {step.implementation}")
 
             for ranks in self.ranks:
-                with self._group(ranks, notes) as (plan, sources):
-                    found += collect(plan, sources, functools.partial(tell, ranks=ranks))
+                with seated(ranks, self.link, notes) as group:
+                    plan = self._plan(group.seats)
+                    with group.start(TARGET, plan) as sources:
+                        found += collect(plan, sources, functools.partial(tell, ranks=ranks))
         return found, notes
 
-    @contextmanager
-    def _group(self, ranks: int, notes: list[str]) -> Iterator[tuple[ExchangePlan, list[Source]]]:
-        from fourlane.engine.exchange.measure import local_ranks, meeting_place
-
-        with meeting_place() as folder:
-            if self.link is not None:
-                try:
-                    with _lab_group(self._plan(ranks, folder), self.link) as group:
-                        yield group
-                        return
-                except EnvironmentMissing as error:
-                    note = f"no lab here, so sockets are paced and there are no queues: {error}"
-                    if note not in notes:
-                        notes.append(note)
-            plan = self._plan(ranks, folder)
-            with local_ranks(plan) as sources:
-                yield plan, sources
-
-    def _plan(self, ranks: int, folder: str) -> ExchangePlan:
+    def _plan(self, seats: Seats) -> ExchangePlan:
         from fourlane.engine.exchange.measure import ExchangePlan
 
         return ExchangePlan(
-            addresses=("127.0.0.1",) * ranks,
+            seats=seats,
             implementations=self.implementations,
             sizes=self.sizes,
-            folder=folder,
             seconds=self.seconds,
             rounds=self.rounds,
-            linked=self.link is not None,
-            pace=None if self.link is None else int(self.link),
         )
-
-
-@contextmanager
-def _lab_group(plan: ExchangePlan, link: Rate) -> Iterator[tuple[ExchangePlan, list[Source]]]:
-    """Start the ranks of a plan in hosts of a lab of their own."""
-    import msgspec
-
-    from fourlane.lab.network import Lab
-    from fourlane.lab.topology import star
-
-    with Lab(star(plan.ranks, rate=link)) as lab:
-        hosts = lab.topology.hosts
-        addresses = tuple(lab.address(host, "hpn") for host in hosts)
-        placed = msgspec.structs.replace(plan, addresses=addresses, interface="hpn", pace=None)
-        sent = msgspec.to_builtins(placed)
-        calls = [
-            lab.call(host, "fourlane.engine.exchange.measure:ranks_in_host", plan=sent, rank=rank)
-            for rank, host in enumerate(hosts)
-        ]
-        yield placed, [call.heard for call in calls]
 
 
 def _ranks(text: str, faults: list[str]) -> tuple[int, ...]:
@@ -230,18 +193,3 @@ def _sizes(text: str, faults: list[str]) -> tuple[int, ...]:
             faults.append(f"--sizes: expected multiples of 2KiB up to 64MiB, got {part.strip()}")
         found.append(size)
     return tuple(sorted(set(found)))
-
-
-def _rate(text: str | None, faults: list[str]) -> Rate | None:
-    from fourlane.units import Rate
-
-    if text is None:
-        return None
-    try:
-        rate = Rate.parse(text)
-    except ValueError as error:
-        faults.append(f"--link: {error}")
-        return None
-    if rate <= 0:
-        faults.append(f"--link: expected a rate above 0, got {text}")
-    return rate

@@ -6,24 +6,21 @@ Not for starting ranks or making sense of what they say.
 from __future__ import annotations
 
 import os
-import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from fourlane.engine.exchange.joining import STEP_S, join, pace_new_sockets
 from fourlane.engine.exchange.lane import open_sockets
 from fourlane.engine.exchange.measure import ROW_BYTES, ExchangePlan, Said, Step
-from fourlane.engine.exchange.meeting import GroupAddress
-from fourlane.engine.exchange.tcp import TcpExchange
-from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
-from fourlane.engine.seal import Secret
-from fourlane.errors import EngineError, FourlaneError
+from fourlane.errors import EngineError
 from fourlane.policy.placement import linear_placement
 
 if TYPE_CHECKING:
@@ -36,26 +33,20 @@ if TYPE_CHECKING:
 
 __all__ = ["run_rank"]
 
-_JOIN_S, _STEP_S = 60.0, 60.0
-_SECRET = Secret(bytes(32))
-_CPU = torch.device("cpu")
 _WARM_UP = 5
 _FEWEST, _MOST = 8, 2000
 """Operations of a step, whatever they take."""
 _EXPERTS_PER_RANK = 2
-_SO_MAX_PACING_RATE = 47
 
 
-def run_rank(plan: ExchangePlan, rank: int, say: Callable[[Said], None]) -> None:
+def run_rank(plan: dict[str, Any], rank: int, say: Callable[[Said], None]) -> None:
     """Meet the others, measure every step of the plan, and say how long each operation took."""
     torch.set_num_threads(1)
-    try:
-        with ExitStack() as stack:
-            group = stack.enter_context(_Group(plan, rank))
-            for step in plan.steps():
-                say(Said(seconds=group.measure(step)))
-    except FourlaneError as error:
-        say(Said(failure=str(error)))
+    read = msgspec.convert(plan, ExchangePlan)
+    with ExitStack() as stack:
+        group = stack.enter_context(_Group(read, rank))
+        for step in read.steps():
+            say(Said(seconds=group.measure(step)))
 
 
 class _Group:
@@ -64,22 +55,16 @@ class _Group:
     def __init__(self, plan: ExchangePlan, rank: int) -> None:
         self._plan = plan
         self._rank = rank
-        self._experts = _EXPERTS_PER_RANK * plan.ranks
-        self._placement = linear_placement(layers=1, experts=self._experts, ranks=plan.ranks)
+        self._experts = _EXPERTS_PER_RANK * plan.seats.ranks
+        self._placement = linear_placement(layers=1, experts=self._experts, ranks=plan.seats.ranks)
         self._exchanges: dict[str, AllToAllExchange] = {}
 
     def __enter__(self) -> Self:
-        before = open_sockets()
         self._open_baseline()
-        if self._plan.pace is not None:
-            _pace(before, self._plan.pace // max(1, self._plan.ranks - 1))
         for name in self._plan.implementations:
-            before = open_sockets()
-            exchange = self._open(name)
+            exchange = join(name, self._plan.seats, self._rank, self._placement)
             exchange.begin_step(0, more=True)
             self._exchanges[name] = exchange
-            if self._plan.pace is not None:
-                _pace(before, self._plan.pace // max(1, self._plan.ranks - 1))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -94,13 +79,13 @@ class _Group:
             EngineError: what arrived was not what was sent.
         """
         if step.implementation.startswith("memcpy"):
-            return self._time(_copying(step.size * self._plan.ranks), alone=step.implementation != "memcpy")
+            return self._time(_copying(step.size * self._plan.seats.ranks), alone=step.implementation != "memcpy")
         if step.way == "plain":
-            blocks = _Blocks(self._rank, self._plan.ranks, step.size)
+            blocks = _Blocks(self._rank, self._plan.seats.ranks, step.size)
             seconds = self._time(blocks.through(self._all_to_all(step.implementation)))
             blocks.check(step)
             return seconds
-        tokens = _Tokens(self._plan.ranks, self._rank, step.size // ROW_BYTES)
+        tokens = _Tokens(self._plan.seats.ranks, self._rank, step.size // ROW_BYTES)
         exchange = self._exchanges[step.implementation]
         seconds = self._time(lambda: tokens.go_through(exchange, self._placement))
         tokens.check(step)
@@ -131,28 +116,12 @@ class _Group:
         return self._exchanges[implementation].all_to_all
 
     def _open_baseline(self) -> None:
-        os.environ["GLOO_SOCKET_IFNAME"] = self._plan.interface
-        store = dist.FileStore(str(Path(self._plan.folder, "baseline")), self._plan.ranks)
-        dist.init_process_group(
-            "gloo",
-            store=store,
-            rank=self._rank,
-            world_size=self._plan.ranks,
-            timeout=timedelta(seconds=_STEP_S),
-        )
-
-    def _open(self, name: str) -> AllToAllExchange:
-        address = GroupAddress(
-            store=str(Path(self._plan.folder, name)),
-            rank=self._rank,
-            ranks=self._plan.ranks,
-            address=self._plan.addresses[self._rank],
-            join_s=_JOIN_S,
-            step_s=_STEP_S,
-        )
-        if name == "tcp":
-            return TcpExchange(address, self._placement, device=_CPU, secret=_SECRET)
-        return TorchAllToAll(address, self._placement, device=_CPU)
+        seats, before = self._plan.seats, open_sockets()
+        os.environ["GLOO_SOCKET_IFNAME"] = seats.interface
+        store = dist.FileStore(str(Path(seats.folder, "baseline")), seats.ranks)
+        timeout = timedelta(seconds=STEP_S)
+        dist.init_process_group("gloo", store=store, rank=self._rank, world_size=seats.ranks, timeout=timeout)
+        pace_new_sockets(before, seats)
 
 
 class _Blocks:
@@ -236,13 +205,3 @@ def _copying(size: int) -> Callable[[], None]:
 
 def _nothing() -> None:
     pass
-
-
-def _pace(before: dict[str, int], rate: int) -> None:
-    """Limit the sockets opened since `before` to a rate each, in bit/s."""
-    for name, descriptor in open_sockets().items():
-        if name in before:
-            continue
-        with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate // 8)

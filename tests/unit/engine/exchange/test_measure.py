@@ -8,15 +8,17 @@ import msgspec
 import pytest
 
 from fourlane.engine.exchange.measure import ExchangePlan, Said, collect
+from fourlane.engine.measured_ranks import Seats
 from fourlane.errors import EngineError
 
 if TYPE_CHECKING:
-    from fourlane.engine.exchange.measure import Source
+    from fourlane.engine.measured_ranks import Source
 
-PLAN = ExchangePlan(addresses=("a", "b"), implementations=("tcp",), sizes=(4096,), folder="f", ways=("pair",), rounds=2)
+SEATS = Seats(addresses=("a", "b"), folder="f")
+PLAN = ExchangePlan(seats=SEATS, implementations=("tcp",), sizes=(4096,), ways=("pair",), rounds=2)
 
 
-def rank_saying(*said: Said) -> Source:
+def rank_saying(*said: object) -> Source:
     left = list(said)
     return lambda _: msgspec.to_builtins(left.pop(0))
 
@@ -24,7 +26,7 @@ def rank_saying(*said: Said) -> Source:
 def test_implementations_take_turns_and_memcpy_is_among_them_only_where_there_is_no_link() -> None:
     plan = msgspec.structs.replace(PLAN, implementations=("x", "y"), ways=("plain",))
     assert [step.implementation for step in plan.steps()] == ["memcpy", "memcpy alone", "x", "y"] * 2
-    linked = msgspec.structs.replace(plan, linked=True)
+    linked = msgspec.structs.replace(plan, seats=msgspec.structs.replace(SEATS, linked=True))
     assert [step.implementation for step in linked.steps()] == ["x", "y"] * 2
 
 
@@ -41,7 +43,7 @@ def test_an_operation_takes_as_long_as_on_the_slowest_rank_and_rounds_are_joined
 
 
 def test_a_rank_that_failed_ends_the_measurement_with_its_words() -> None:
-    sources = [rank_saying(Said(seconds=[1.0])), rank_saying(Said(failure="rows were lost"))]
+    sources = [rank_saying(Said(seconds=[1.0])), rank_saying({"failure": "rows were lost"})]
     with pytest.raises(EngineError, match="bench: rank 1: rows were lost"):
         collect(PLAN, sources, lambda _: None)
 
