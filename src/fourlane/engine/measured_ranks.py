@@ -7,11 +7,13 @@ says. Which plan that is, and what the ranks do, is for those who measure (`exch
 from __future__ import annotations
 
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
 import tempfile
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
@@ -94,6 +96,7 @@ def local_ranks(target: str, plan: msgspec.Struct, ranks: int) -> Iterator[list[
         plan: what it is called with.
         ranks: how many.
     """
+    resource_tracker.ensure_running()  # starting it lets Ctrl-C through
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([target.partition(":")[0]])
     sent = msgspec.json.encode(plan)
@@ -130,6 +133,7 @@ def _run(target: str, plan: dict[str, Any], rank: int, say: Callable[[object], N
 def _local_rank(target: str, plan: bytes, rank: int, pipe: Connection) -> None:
     """Be a rank, in a process forked from the one that has imported everything."""
     die_with_parent(os.getppid())
+    logging.getLogger("fourlane").addHandler(logging.NullHandler())  # what matters is said, or ends the run
     _run(target, msgspec.json.decode(plan), rank, lambda said: pipe.send_bytes(msgspec.json.encode(said)))
 
 
