@@ -9,6 +9,7 @@ __all__ = ["bench"]
 _COMMANDS = {
     "exchange": "Measure every expert exchange of this machine beside gloo, memcpy and the line.",
     "kv": "Measure every KV transport of this machine beside line rate and memcpy.",
+    "overlap": "Measure whole forward passes in one stream and in two, over links.",
     "serve": "Measure a service under load.",
 }
 
@@ -23,5 +24,6 @@ bench = LazyGroup(
       fourlane bench serve            the default deployment, 16 requests at a time
       fourlane bench exchange         each expert exchange here: 2, 4 and 8 ranks, several sizes
       fourlane bench kv               each KV transport here, several sizes
+      fourlane bench overlap          forward passes in one stream and in two, over 500 Mbit/s links
     """,
 )

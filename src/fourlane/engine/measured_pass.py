@@ -1,0 +1,150 @@
+"""One rank whose forward passes are measured: what `measured_passes` plans, this does. Imports torch.
+
+Not for starting ranks or making sense of what they say.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+
+from fourlane.engine.exchange.communication_thread import CommunicationThread
+from fourlane.engine.exchange.joining import STEP_S, join
+from fourlane.engine.measured_passes import Passes, PassPlan, RankTrace, Way
+from fourlane.engine.messages import Sampling
+from fourlane.engine.micro_batches import StepRunner
+from fourlane.engine.model.config import read_config
+from fourlane.engine.model.qwen3_moe import load_model
+from fourlane.engine.scheduler import Scheduled, Step
+from fourlane.engine.sequence import Sequence
+from fourlane.engine.stage_trace import StageTrace
+from fourlane.errors import SpecError
+from fourlane.policy.overlap_order import ORDERS
+from fourlane.policy.placement import linear_placement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["run_rank"]
+
+_BLOCK = 16
+_FEWEST, _MOST = 3, 500
+"""Passes of a step, whatever they take."""
+_CPU = torch.device("cpu")
+
+
+def run_rank(plan: dict[str, Any], rank: int, say: Callable[[object], None]) -> None:
+    """Meet the others, run every pass of the plan, and say how long each took."""
+    torch.set_num_threads(1)
+    read = msgspec.convert(plan, PassPlan)
+    with torch.no_grad(), ExitStack() as stack:
+        measured = _Rank(read, rank, stack)
+        for tokens, way in read.steps():
+            say(measured.measure(tokens, way))
+        if read.trace:
+            say(measured.traces())
+
+
+class _Rank:
+    """A rank with its model, its pages and its exchanges."""
+
+    def __init__(self, plan: PassPlan, rank: int, stack: ExitStack) -> None:
+        config = read_config(plan.model)
+        longest = plan.context + 1
+        if longest > config.max_positions:
+            raise SpecError(f"--context: the model takes at most {config.max_positions} tokens, got {longest}")
+        self._plan = plan
+        self._vocabulary = config.vocab_size
+        self._rng = np.random.default_rng(rank)
+        self._placement = linear_placement(
+            layers=len(config.moe_layers), experts=config.experts, ranks=plan.seats.ranks
+        )
+        most = max(plan.tokens)
+        self._model = load_model(plan.model, device=_CPU, placement=self._placement, rank=rank, chunk_tokens=most)
+        self._moe_layers = config.moe_layers
+        self._runner = StepRunner(self._model, self._pages(most))
+        self._steps = {tokens: self._step(tokens) for tokens in plan.tokens}
+        self._joined = {
+            name: join(name, plan.seats, rank, self._placement)
+            for name in dict.fromkeys(way.implementation for way in plan.ways)
+        }
+        self._exchanges = {
+            name: stack.enter_context(closing(CommunicationThread(joined, device=_CPU, patience_s=STEP_S)))
+            for name, joined in self._joined.items()
+        }
+        self._number = 0
+
+    def measure(self, tokens: int, way: Way) -> Passes:
+        """Run passes of one way, as many as all ranks agree on."""
+        exchange, began = self._exchanges[way.implementation], time.perf_counter()
+        logits_NV = self._run(tokens, way)
+        each_s = time.perf_counter() - began
+        told = self._joined[way.implementation].tell_all_numbers(np.array([int(each_s * 1e6)], dtype=np.int64))
+        passes = min(_MOST, max(_FEWEST, int(self._plan.seconds * 1e6 / max(1, told.max()))))
+        seconds, waits = list[float](), list[float]()
+        for _ in range(passes):
+            waited, began = exchange.counters.wait_s, time.perf_counter()
+            logits_NV = self._run(tokens, way)
+            seconds.append(time.perf_counter() - began)
+            waits.append(exchange.counters.wait_s - waited)
+        return Passes(seconds=seconds, wait_s=waits, chosen=logits_NV.argmax(dim=1).tolist())
+
+    def traces(self) -> list[RankTrace]:
+        """Run a pass of the last way of each mode and return what was recorded."""
+        found = []
+        for way in {way.mode: way for way in self._plan.ways}.values():
+            exchange = self._exchanges[way.implementation]
+            trace = StageTrace(self._model.stages(), self._moe_layers)
+            runner = StepRunner(self._model, self._runner.kv_LQBShd, trace)
+            self._run(self._plan.tokens[-1], way)  # so that all begin together
+            exchange.trace = trace if way.mode == "dual" else None
+            self._run(self._plan.tokens[-1], way, runner)
+            exchange.trace = None
+            found.append(msgspec.convert({"mode": way.mode, "spans": msgspec.to_builtins(trace.spans)}, RankTrace))
+        return found
+
+    def _run(self, tokens: int, way: Way, runner: StepRunner | None = None) -> Tensor:
+        exchange = self._exchanges[way.implementation]
+        self._number += 1
+        exchange.begin_step(self._number, more=True)
+        order = ORDERS[self._plan.phase] if way.mode == "dual" else None
+        return (runner or self._runner).run(self._steps[tokens], exchange, self._placement, order=order)
+
+    def _pages(self, most: int) -> Tensor:
+        """Return pages enough for any of the steps, filled with small random numbers."""
+        context_pages = -(-self._plan.context // _BLOCK)
+        prompts = -(-most // self._plan.context)
+        blocks = 1 + (context_pages + most if self._plan.phase == "decode" else prompts * context_pages)
+        shape = self._model.kv_geometry(blocks, _BLOCK)
+        generator = torch.Generator().manual_seed(1)
+        pages = torch.randn(shape.layers, 2, blocks, _BLOCK, shape.kv_heads, shape.head_dim, generator=generator)
+        return pages * 0.1
+
+    def _step(self, tokens: int) -> Step:
+        context = self._plan.context
+        if self._plan.phase == "prefill":
+            starts = range(0, tokens, context)
+            pages = -(-context // _BLOCK)
+            parts = [
+                self._part(min(context, tokens - start), 0, range(1 + turn * pages, 1 + (turn + 1) * pages))
+                for turn, start in enumerate(starts)
+            ]
+        else:  # all read the same pages, and write a page of their own
+            full, rest = divmod(context, _BLOCK)
+            shared = range(1, 1 + full + (rest > 0))
+            own = 1 + len(shared)
+            parts = [self._part(1, context, [*shared[:full], own + each]) for each in range(tokens)]
+        return Step(parts, more=True)
+
+    def _part(self, tokens: int, computed: int, blocks: range | list[int]) -> Scheduled:
+        token_ids = self._rng.integers(self._vocabulary, size=computed + tokens).tolist()
+        sampling = Sampling(max_tokens=1)
+        sequence = Sequence(0, token_ids, computed or tokens, sampling, blocks=list(blocks), computed=computed)
+        return Scheduled(sequence, tokens)

@@ -1,0 +1,156 @@
+"""How long whole forward passes of a model take, its exchange in one stream or in two, and how much of that is waiting.
+
+Every rank of a group has as many tokens as every other; passes of all ways take turns, and a pass takes as long as on
+the rank that took longest. What could be hidden is the wait of the rank that waited least: the others' is partly for
+that rank, which no stream hides. Imports no torch; what a rank does is in `measured_pass`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from fourlane.engine.measured_ranks import Seats, heard
+from fourlane.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fourlane.engine.measured_ranks import Source
+
+__all__ = ["TARGET", "MeasuredWay", "PassPlan", "Passes", "RankSpan", "RankTrace", "Way", "collect", "collect_traces"]
+
+TARGET = "fourlane.engine.measured_pass:run_rank"
+"""What each rank runs."""
+
+Phase = Literal["prefill", "decode"]
+Mode = Literal["single", "dual"]
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run a pass: over which exchange, as how many streams."""
+
+    implementation: str
+    mode: Mode
+
+
+class PassPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ranks of one group compute, and how.
+
+    `model`: a checkpoint folder, or "bundled". `phase`: prompts of at most `context` tokens are prefilled, or one token
+    of each sequence is decoded after `context` of them. `trace`: at the end a pass of the last way of each mode is
+    recorded stage by stage, with the last number of tokens.
+
+    Units:
+        tokens: of a rank's step; seconds: of passes of each way, in each round.
+    """
+
+    seats: Seats
+    model: str
+    phase: Phase
+    tokens: tuple[int, ...]
+    context: int
+    ways: tuple[Way, ...]
+    seconds: float = 1.0
+    rounds: int = 3
+    trace: bool = False
+
+    def steps(self) -> list[tuple[int, Way]]:
+        """Return what is measured, in order; ways take turns."""
+        return [(tokens, way) for tokens in self.tokens for _ in range(self.rounds) for way in self.ways]
+
+
+class Passes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank says of passes of one way.
+
+    `chosen`: the likeliest token after each sequence, as they were in all of them.
+
+    Units:
+        seconds: each pass's; wait_s: of that, waiting for the exchange.
+    """
+
+    seconds: list[float]
+    wait_s: list[float]
+    chosen: list[int]
+
+
+class MeasuredWay(msgspec.Struct, frozen=True, kw_only=True):
+    """Passes of one way with so many tokens a rank, all rounds together.
+
+    Units:
+        seconds: each pass's on the rank that took longest; wait_s: the wait of the rank that waited least in it.
+    """
+
+    tokens: int
+    way: Way
+    seconds: list[float]
+    wait_s: list[float]
+
+    @property
+    def median_s(self) -> float:
+        """Return how long a pass takes."""
+        return statistics.median(self.seconds)
+
+    @property
+    def waiting(self) -> float:
+        """Return the share of a pass that is waiting."""
+        return statistics.median(wait / pass_s for wait, pass_s in zip(self.wait_s, self.seconds, strict=True))
+
+
+class RankSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a rank did; see `engine.stage_trace`."""
+
+    kind: Literal["compute", "wait", "communicate"]
+    stream: int
+    layer: int
+    name: str
+    begin_s: float
+    end_s: float
+
+
+class RankTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """A pass of one rank, stage by stage."""
+
+    mode: Mode
+    spans: list[RankSpan]
+
+
+def collect(plan: PassPlan, sources: Sequence[Source], show: Callable[[int, Way], None]) -> list[MeasuredWay]:
+    """Hear all ranks out.
+
+    Args:
+        plan: what they measure.
+        sources: one a rank, in order.
+        show: told of each step before it is heard.
+
+    Raises:
+        EngineError: a rank failed.
+        CheckFailed: ways chose different tokens.
+    """
+    found: dict[tuple[int, Way], tuple[list[float], list[float]]] = {}
+    chosen: dict[int, list[list[int]]] = {}
+    for tokens, way in plan.steps():
+        show(tokens, way)
+        said = [heard(source, rank, Passes) for rank, source in enumerate(sources)]
+        seconds, waits = found.setdefault((tokens, way), ([], []))
+        seconds.extend(map(max, zip(*(each.seconds for each in said), strict=True)))
+        waits.extend(map(min, zip(*(each.wait_s for each in said), strict=True)))
+        tokens_chosen = [each.chosen for each in said]
+        if chosen.setdefault(tokens, tokens_chosen) != tokens_chosen:
+            raise CheckFailed(
+                f"{way.mode} over {way.implementation}: other tokens than {plan.ways[0].mode} over "
+                f"{plan.ways[0].implementation}, with {tokens} tokens a rank"
+            )
+    return [
+        MeasuredWay(tokens=tokens, way=way, seconds=seconds, wait_s=waits)
+        for (tokens, way), (seconds, waits) in found.items()
+    ]
+
+
+def collect_traces(plan: PassPlan, sources: Sequence[Source]) -> list[list[RankTrace]]:
+    """Hear what was recorded, a list a rank; nothing unless the plan says that passes are."""
+    if not plan.trace:
+        return []
+    return [heard(source, rank, list[RankTrace]) for rank, source in enumerate(sources)]
