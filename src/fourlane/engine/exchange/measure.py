@@ -35,7 +35,7 @@ __all__ = [
     "needs_no_link",
 ]
 
-IMPLEMENTATIONS = ("torch_all_to_all", "tcp")
+IMPLEMENTATIONS = ("torch_all_to_all", "tcp", "shared_memory")
 MEMCPY = ("memcpy", "memcpy alone")
 """As many bytes copied within each rank: by all ranks at once, and by one while the others rest."""
 ROW_BYTES = 2048

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.all_to_all import AllToAllExchange
-    from fourlane.engine.exchange.contract import Received
+    from fourlane.engine.exchange.contract import Exchange, Received
+    from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
 
 __all__ = ["run_rank"]
 
@@ -60,7 +61,7 @@ class _Group:
         self._rank = rank
         self._experts = _EXPERTS_PER_RANK * plan.seats.ranks
         self._placement = linear_placement(layers=1, experts=self._experts, ranks=plan.seats.ranks)
-        self._exchanges: dict[str, AllToAllExchange] = {}
+        self._exchanges: dict[str, AllToAllExchange | SharedMemoryExchange] = {}
 
     def __enter__(self) -> Self:
         self._open_baseline()
@@ -174,7 +175,7 @@ class _Tokens:
         self._factor_R1: Tensor | None = None
         self._y_RD: Tensor | None = None
 
-    def go_through(self, exchange: AllToAllExchange, placement: Any) -> None:
+    def go_through(self, exchange: Exchange, placement: Any) -> None:
         """Dispatch what came back last, let the experts work, combine."""
         received = exchange.dispatch(self._x_TD, self._topk_TK, self._weights_TK, placement, layer=0).wait()
         self._x_TD = exchange.combine(self._experts(received), received).wait()
