@@ -1,4 +1,4 @@
-"""The exchange among real processes, over every implementation."""
+"""The exchange among real processes, over every implementation: one entry each in `exchanges` in tests/support."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from exchanges import IMPLEMENTATIONS
 from make_random_checkpoint import Shape, write_checkpoint
 
 if TYPE_CHECKING:
@@ -20,11 +21,24 @@ if TYPE_CHECKING:
 
 BODIES = Path(__file__).parent / "rank_bodies.py"
 LONGEST_S = 90
+PHASES = ("counts", "dispatch", "combine")
 
 
-@pytest.fixture(params=["torch_all_to_all", "tcp"])
-def implementation(request: pytest.FixtureRequest) -> str:
-    return request.param
+def plain(name: str) -> bool:
+    return not IMPLEMENTATIONS[name].behind_thread
+
+
+def over(*, ranks: tuple[int, ...], only: Callable[[str], bool] = lambda _: True) -> pytest.MarkDecorator:
+    """Run a test over all implementations that take so many ranks."""
+    return pytest.mark.parametrize(
+        ("implementation", "ranks"),
+        [
+            pytest.param(name, count, id=f"{name}-{count}")
+            for name, kind in IMPLEMENTATIONS.items()
+            for count in ranks
+            if count <= kind.most_ranks and only(name)
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,27 +83,32 @@ def _answer(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip() if ready else f"no answer for {LONGEST_S} s"
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_any_number_of_ranks_gives_bit_for_bit_what_one_process_gives(ranks: int, launch: Launch) -> None:
-    launch("equal_to_one_process", ranks)
+@over(ranks=(1, 2, 3, 4))
+def test_every_case_holds(ranks: int, launch: Launch) -> None:
+    launch("cases:all", ranks)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_any_placement_that_changes_from_step_to_step_gives_the_same_bits(ranks: int, launch: Launch) -> None:
-    launch("any_placement", ranks)
+@over(ranks=(8, 16), only=plain)
+def test_layouts_are_right_among_many_ranks(ranks: int, launch: Launch) -> None:
+    launch("cases:few", ranks)
 
 
-def test_equal_shares_for_replicas_give_the_same_bits(launch: Launch) -> None:
-    launch("any_placement_split_equally", 3)
+@over(ranks=(5, 6, 7, 9, 10, 11, 12, 13, 14, 15), only=plain)
+def test_any_number_of_ranks_gives_what_one_process_gives(ranks: int, launch: Launch) -> None:
+    launch("cases:ragged", ranks)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_an_expert_that_every_rank_holds_is_computed_by_all_in_equal_parts(ranks: int, launch: Launch) -> None:
-    launch("one_expert_everywhere", ranks)
+@over(ranks=(3,))
+def test_equal_shares_for_replicas_give_the_same_bits(ranks: int, launch: Launch) -> None:
+    launch("split_equally", ranks)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("implementation", ["tcp"], indirect=True)
+@over(ranks=(3,))
+def test_float8_rounds_alike_wherever_experts_are(ranks: int, launch: Launch) -> None:
+    launch("float8", ranks)
+
+
+@over(ranks=(2, 3), only=lambda name: name == "tcp")
 def test_a_models_logits_are_the_same_bits_over_replicas(ranks: int, launch: Launch, tmp_path: Path) -> None:
     shape = Shape(
         vocab=512, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, experts=10, top_k=3, expert_dim=40, seed=6
@@ -98,51 +117,53 @@ def test_a_models_logits_are_the_same_bits_over_replicas(ranks: int, launch: Lau
     launch("a_models_logits", ranks)
 
 
-def test_connections_between_ranks_carry_the_mark_of_the_expert_lane(launch: Launch) -> None:
-    launch("sockets_are_marked", 3)
+@over(ranks=(3,), only=lambda name: plain(name) and IMPLEMENTATIONS[name].marked)
+def test_connections_between_ranks_carry_the_mark_of_the_expert_lane(ranks: int, launch: Launch) -> None:
+    launch("sockets_are_marked", ranks)
 
 
-def test_ranks_agree_on_what_all_have_staged_and_what_somebody_refused(launch: Launch) -> None:
-    launch("ranks_agree_on_migrations", 3)
+@over(ranks=(3, 4), only=plain)
+def test_ranks_tell_each_other_texts_and_numbers(ranks: int, launch: Launch) -> None:
+    launch("ranks_tell_each_other", ranks)
 
 
-def test_all_tokens_may_go_to_one_rank(launch: Launch) -> None:
-    launch("all_to_one_expert", 3)
+@over(ranks=(3,))
+def test_messages_larger_than_socket_buffers_pass_both_ways_at_once(ranks: int, launch: Launch) -> None:
+    launch("large_rows", ranks)
 
 
-def test_nobody_needs_to_have_a_token(launch: Launch) -> None:
-    launch("no_tokens_at_all", 3)
+@pytest.mark.parametrize("phase", PHASES)
+@over(ranks=(3,))
+def test_survivors_of_a_killed_peer_meet_its_successor_and_go_on(phase: str, ranks: int, launch: Launch) -> None:
+    launch(f"peer_dies:{phase}", ranks)
 
 
-def test_every_dtype_arrives_bit_for_bit(launch: Launch) -> None:
-    launch("every_dtype", 2)
+@pytest.mark.parametrize("phase", PHASES)
+@over(ranks=(3,))
+def test_a_hanging_peer_is_an_error_within_the_timeout(phase: str, ranks: int, launch: Launch) -> None:
+    launch(f"peer_hangs:{phase}", ranks)
 
 
-def test_messages_larger_than_socket_buffers_pass_both_ways_at_once(launch: Launch) -> None:
-    launch("large_rows", 3)
+@over(ranks=(3,))
+def test_with_two_batches_under_way_both_are_told_of_a_dead_peer(ranks: int, launch: Launch) -> None:
+    launch("both_batches_are_lost", ranks)
 
 
-def test_two_micro_batches_may_be_under_way_at_once(launch: Launch) -> None:
-    launch("two_micro_batches_interleave", 2)
+@over(ranks=(2,))
+def test_who_has_left_the_group_is_told_so(ranks: int, launch: Launch) -> None:
+    launch("nothing_begins_after_close", ranks)
 
 
-def test_survivors_of_a_killed_peer_meet_its_successor_and_go_on(launch: Launch) -> None:
-    launch("peer_dies", 3)
+@over(ranks=(2,), only=plain)
+def test_a_peer_that_never_joins_is_an_error_within_the_timeout(ranks: int, launch: Launch) -> None:
+    launch("absent_peer", ranks)
 
 
-def test_a_hanging_peer_is_an_error_within_the_timeout(launch: Launch) -> None:
-    launch("peer_hangs", 2)
+@over(ranks=(2,), only=lambda name: name == "tcp")
+def test_a_rank_with_another_secret_is_not_let_in(ranks: int, launch: Launch) -> None:
+    launch("another_secret", ranks)
 
 
-def test_a_peer_that_never_joins_is_an_error_within_the_timeout(launch: Launch) -> None:
-    launch("absent_peer", 2)
-
-
-@pytest.mark.parametrize("implementation", ["tcp"], indirect=True)
-def test_a_rank_with_another_secret_is_not_let_in(launch: Launch) -> None:
-    launch("another_secret", 2)
-
-
-@pytest.mark.parametrize("implementation", ["tcp"], indirect=True)
-def test_a_stranger_who_connects_is_sent_away_and_holds_nobody_up(launch: Launch) -> None:
-    launch("stranger_at_the_door", 2)
+@over(ranks=(2,), only=lambda name: name == "tcp")
+def test_a_stranger_who_connects_is_sent_away_and_holds_nobody_up(ranks: int, launch: Launch) -> None:
+    launch("stranger_at_the_door", ranks)

@@ -17,7 +17,6 @@ from fourlane.engine.doorbell import Doorbell
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.payload import payload_of
-from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.errors import PeerLost
@@ -132,9 +131,8 @@ class StepGroup:
         placement, device, counters = self._placement, self._device, self.counters
         balance = self._config.balance
         split = balance is None or balance.split
-        if self._config.exchange in ("tcp", "shared_memory"):
-            own = TcpExchange if self._config.exchange == "tcp" else SharedMemoryExchange
-            return own(
+        if self._config.exchange == "tcp":
+            return TcpExchange(
                 address,
                 placement,
                 device=device,

@@ -1,0 +1,105 @@
+"""The implementations of the exchange contract that the conformance suite holds: one entry each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from fourlane.engine.exchange.communication_thread import CommunicationThread
+from fourlane.engine.exchange.local import LocalExchange
+from fourlane.engine.exchange.payload import AS_IS
+from fourlane.engine.exchange.tcp import TcpExchange
+from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
+from fourlane.engine.seal import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fourlane.engine.exchange.group_exchange import SteppedExchange
+    from fourlane.engine.exchange.meeting import GroupAddress
+    from fourlane.engine.exchange.payload import Payload
+    from fourlane.policy.placement import Placement
+
+__all__ = ["IMPLEMENTATIONS", "AnyExchange", "Implementation", "Joining"]
+
+AnyExchange: TypeAlias = "SteppedExchange | LocalExchange | CommunicationThread"
+
+CPU = torch.device("cpu")
+WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What experts compute in, and combine can sum."""
+NARROW = (torch.uint8, torch.int64, torch.float8_e4m3fn)
+"""What is only carried."""
+
+
+@dataclass(frozen=True)
+class Joining:
+    """With whom a rank forms a group, and what it wants of it."""
+
+    address: GroupAddress
+    placement: Placement
+    split: bool = True
+    payload: Payload = AS_IS
+    secret: bytes = b"s" * 32
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to exchange.
+
+    Args:
+        open: forms a group; blocks until all are there.
+        most_ranks: a group can have.
+        names_peers: its errors name the rank that is lost.
+        dtypes: of activations that it carries.
+        dim: a width of rows it takes.
+        exact: it sums a token's experts in the order of K; else sums are only near.
+        behind_thread: the communication thread runs it.
+        marked: it has connections of its own, which carry the expert lane's mark.
+    """
+
+    open: Callable[[Joining], AnyExchange]
+    most_ranks: int = 16
+    names_peers: bool = False
+    dtypes: tuple[torch.dtype, ...] = WIDE + NARROW
+    dim: int = 8
+    exact: bool = True
+    behind_thread: bool = False
+    marked: bool = True
+
+
+def _local(joining: Joining) -> LocalExchange:
+    return LocalExchange(joining.placement, payload=joining.payload)
+
+
+def _torch_all_to_all(joining: Joining) -> SteppedExchange:
+    return TorchAllToAll(joining.address, joining.placement, device=CPU, split=joining.split, payload=joining.payload)
+
+
+def _tcp(joining: Joining) -> SteppedExchange:
+    return TcpExchange(
+        joining.address,
+        joining.placement,
+        device=CPU,
+        secret=Secret(joining.secret),
+        split=joining.split,
+        payload=joining.payload,
+    )
+
+
+def _behind_thread(kind: Implementation) -> Implementation:
+    """Return an implementation's operations run by a communication thread."""
+
+    def open_behind(joining: Joining) -> CommunicationThread:
+        return CommunicationThread(kind.open(joining), device=CPU, patience_s=joining.address.step_s)
+
+    return replace(kind, open=open_behind, behind_thread=True)
+
+
+_ALONE = {
+    "local": Implementation(_local, most_ranks=1, marked=False),
+    "torch_all_to_all": Implementation(_torch_all_to_all),
+    "tcp": Implementation(_tcp, names_peers=True),
+}
+IMPLEMENTATIONS = _ALONE | {f"{name}+thread": _behind_thread(kind) for name, kind in _ALONE.items()}
