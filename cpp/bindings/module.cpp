@@ -1,6 +1,6 @@
 // Python's view of the native core. Only the files in this directory know nanobind; they check shapes and types, and
 // release the GIL, but compute nothing themselves. The balancer of experts is in balance.cpp,
-// the simulator of networks in fabric.cpp.
+// the simulator of networks in fabric.cpp, the exchange through shared memory in shared_exchange.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -29,6 +29,7 @@ using namespace nb::literals;
 
 void bind_balance(nb::module_& module);
 void bind_fabric(nb::module_& module);
+void bind_shared_exchange(nb::module_& module);
 void bind_split_aware(nb::module_& module);
 void bind_token_split(nb::module_& module);
 
@@ -429,6 +430,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
     bind_balance(module);
     bind_fabric(module);
+    bind_shared_exchange(module);
     bind_split_aware(module);
     bind_token_split(module);
 }

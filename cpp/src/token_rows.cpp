@@ -102,15 +102,19 @@ void join_ranges(std::span<const std::int64_t> firsts, std::span<const std::int6
 
 void weighted_sum(RowsView y, std::span<const std::int64_t> order, RowsView weights, MutableRowsView out,
                   InstructionSet set) {
-    const RowKernels& kernels = kernels_of(set);
     std::vector<const float*> row_of(order.size(), y.data);  // each (token, k) pair's row
     for (std::size_t place = 0; place < order.size(); ++place) {
         row_of[static_cast<std::size_t>(order[place])] = y.data + static_cast<std::int64_t>(place) * y.columns;
     }
+    weighted_sum_of(row_of, weights, out, set);
+}
+
+void weighted_sum_of(std::span<const float* const> rows, RowsView weights, MutableRowsView out, InstructionSet set) {
+    const RowKernels& kernels = kernels_of(set);
     for (std::int64_t t = 0; t < weights.rows; ++t) {
         const std::int64_t pair = t * weights.columns;
-        kernels.weighted_sum(row_of.data() + pair, weights.data + pair, weights.columns, y.columns,
-                             out.data + t * y.columns);
+        kernels.weighted_sum(rows.data() + pair, weights.data + pair, weights.columns, out.columns,
+                             out.data + t * out.columns);
     }
 }
 

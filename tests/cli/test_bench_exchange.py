@@ -55,6 +55,15 @@ def test_it_prints_every_implementation_beside_gloo_and_memcpy_and_writes_json_a
     assert (tmp_path / "found.png").stat().st_size > 10_000
 
 
+def test_tokens_may_travel_as_float8_and_are_as_far_off_as_that_allows(tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "found.json")
+    out = run("--ranks", "2", "--sizes", "16KiB", "--dispatch", "float8", *SHORT, *files)
+    assert (out.returncode, out.stderr) == (0, "")
+    figures = json.loads((tmp_path / "found.json").read_text())
+    travels = {each["way"]: each["travels"] for each in figures["operations"]}
+    assert travels == {"plain": 16384, "pair": 16384 + 8 * 528}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -95,7 +104,8 @@ def test_without_namespaces_the_ranks_sockets_are_paced_to_the_links_rate(monkey
         raise EnvironmentMissing("lab: no namespaces for this test")
 
     monkeypatch.setattr(groups, "_lab", refuse)
-    bench = exchange._Bench.read((), "2", "256KiB", "200Mbps", 0.3, 1)
+    sizes = {"ranks": "2", "sizes": "256KiB", "dispatch": "activations"}
+    bench = exchange._Bench.read(implementations=(), link="200Mbps", seconds=0.3, rounds=1, **sizes)
     found, notes = bench.measure()
     assert notes == ["no lab here, so sockets are paced and there are no queues: lab: no namespaces for this test"]
     line_s = 256 * 1024 * 8 / 200e6

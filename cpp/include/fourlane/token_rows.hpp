@@ -53,4 +53,7 @@ void join_ranges(std::span<const std::int64_t> firsts, std::span<const std::int6
 void weighted_sum(RowsView y, std::span<const std::int64_t> order, RowsView weights, MutableRowsView out,
                   InstructionSet set);
 
+// Sum each token's rows, weighted [tokens, top_k], in the order of k; `rows` has one for each weight, wherever it lies.
+void weighted_sum_of(std::span<const float* const> rows, RowsView weights, MutableRowsView out, InstructionSet set);
+
 }  // namespace fourlane

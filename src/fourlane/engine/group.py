@@ -17,6 +17,7 @@ from fourlane.engine.doorbell import Doorbell
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.payload import payload_of
+from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.errors import PeerLost
@@ -131,8 +132,9 @@ class StepGroup:
         placement, device, counters = self._placement, self._device, self.counters
         balance = self._config.balance
         split = balance is None or balance.split
-        if self._config.exchange == "tcp":
-            return TcpExchange(
+        if self._config.exchange in ("tcp", "shared_memory"):
+            own = TcpExchange if self._config.exchange == "tcp" else SharedMemoryExchange
+            return own(
                 address,
                 placement,
                 device=device,

@@ -101,7 +101,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     secret_file: str
     run_dir: str
 
-    exchange: Literal["torch_all_to_all", "tcp"] = "tcp"
+    exchange: Literal["torch_all_to_all", "tcp", "shared_memory"] = "tcp"
     exchange_dispatch: Literal["activations", "float8"] = "activations"
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
@@ -212,8 +212,8 @@ def _rank_config(
     )
 
 
-def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all", "tcp"]:
-    """Return over what a pool's ranks exchange: what is asked for, or for "auto" by the pool's device."""
+def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all", "tcp", "shared_memory"]:
+    """Return over what a pool's ranks exchange: what is asked for, or for "auto" by where its ranks are."""
     wanted = deployment.exchange.implementation
     if wanted != "auto":
         return wanted

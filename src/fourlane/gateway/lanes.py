@@ -108,7 +108,11 @@ def _expert_carrier(deployment: Deployment) -> str:
     groups = {exchange_of(deployment, pool) for pool in shared}
     if not groups:
         return "within each rank, no network"
-    return f"{' and '.join(sorted(groups))} at {deployment.exchange.address}"
+    return " and ".join(_exchange_carrier(name, deployment.exchange.address) for name in sorted(groups))
+
+
+def _exchange_carrier(implementation: str, address: str) -> str:
+    return "shared_memory, no network" if implementation == "shared_memory" else f"{implementation} at {address}"
 
 
 def _kv_carrier(deployment: Deployment, ranks: Iterable[RankView]) -> str:

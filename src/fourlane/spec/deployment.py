@@ -96,10 +96,11 @@ class KvTransfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How ranks of a pool exchange tokens among experts.
 
-    `implementation` "tcp" is own sockets, full duplex and marked as expert traffic, for hosts
-    without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each rank has a GPU. "auto" takes
-    "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address` is the local IP to
-    bind, on the interface expert traffic shall use.
+    `implementation` "shared_memory" is for ranks of one host, on CPUs: rows are written straight to their
+    final place in the receiver's memory, and no socket carries them; "tcp" is own sockets, full duplex and
+    marked as expert traffic, for hosts without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each
+    rank has a GPU. "auto" takes "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address`
+    is the local IP to bind, on the interface expert traffic shall use.
 
     `dispatch` is the form in which tokens travel to their experts: "activations" as they are, "float8" a
     byte an element with a scale for each 128 of them, a quarter of float32's bytes and half of bfloat16's.
@@ -108,7 +109,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     back as they are either way.
     """
 
-    implementation: Literal["auto", "torch_all_to_all", "tcp"] = "auto"
+    implementation: Literal["auto", "torch_all_to_all", "tcp", "shared_memory"] = "auto"
     dispatch: Literal["activations", "float8"] = "activations"
     address: str = "127.0.0.1"
     timeout: Duration = Duration.parse("30s")

@@ -38,6 +38,7 @@ def deployment_faults(deployment: Deployment) -> Iterator[Fault]:
     if not 1 <= size <= LARGEST_BLOCK or size & (size - 1):
         yield Fault("kv_cache.block_size", f"expected a power of two from 1 to {LARGEST_BLOCK}, got {size}")
     yield from _kv_transfer(deployment.kv_transfer)
+    yield from _exchange(deployment)
     yield from _address("exchange.address", deployment.exchange.address)
     yield from _at_least("kv_transfer.timeout", deployment.kv_transfer.timeout, 1)
     yield from _at_least("exchange.timeout", deployment.exchange.timeout, 1)
@@ -107,6 +108,16 @@ def _pool(pool: Pool) -> Iterator[Fault]:
         )
     if not _DEVICE.fullmatch(pool.device):
         yield Fault("device", f'expected "cpu", "cuda" or "cuda:N", got "{pool.device}"')
+
+
+def _exchange(deployment: Deployment) -> Iterator[Fault]:
+    on_gpus = [role for role, pool in deployment.pools().items() if pool.device != "cpu"]
+    if deployment.exchange.implementation == "shared_memory" and on_gpus:
+        yield Fault(
+            "exchange.implementation",
+            f'"shared_memory" is for pools on CPUs, and [{on_gpus[0]}] is on {deployment.pools()[on_gpus[0]].device}; '
+            'expected "auto" or "torch_all_to_all"',
+        )
 
 
 def _gateway(gateway: Gateway) -> Iterator[Fault]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,7 +13,7 @@ from fourlane import __version__
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
-    from fourlane.engine.exchange.measure import ExchangePlan, Measured, Step
+    from fourlane.engine.exchange.measure import Dispatch, ExchangePlan, Measured, Step
     from fourlane.engine.measured_ranks import Seats
     from fourlane.units import Rate
 
@@ -41,6 +41,13 @@ Examples:
 )
 @click.option("--ranks", default="2,4,8", show_default=True, help="Ranks of the groups.")
 @click.option("--sizes", default="4KiB,64KiB,1MiB", show_default=True, help="Bytes a pair of ranks.")
+@click.option(
+    "--dispatch",
+    type=click.Choice(["activations", "float8"]),
+    default="activations",
+    show_default=True,
+    help="As what tokens travel to experts.",
+)
 @click.option("--link", metavar="RATE", help="Put each rank in a host of its own, behind a link of this rate.")
 @click.option("--seconds", default=0.3, show_default=True, help="How long each figure is measured in each round.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="In which all take turns.")
@@ -51,6 +58,7 @@ def exchange(  # noqa: PLR0913 - a parameter for each option
     implementations: tuple[str, ...],
     ranks: str,
     sizes: str,
+    dispatch: Dispatch,
     link: str | None,
     seconds: float,
     rounds: int,
@@ -71,7 +79,15 @@ def exchange(  # noqa: PLR0913 - a parameter for each option
     from fourlane.cli.bench.exchange_tables import exchange_tables, figures_of
     from fourlane.report.tables import console, print_table, write_json
 
-    bench = _Bench.read(implementations, ranks, sizes, link, seconds, rounds)
+    bench = _Bench.read(
+        implementations=implementations,
+        ranks=ranks,
+        sizes=sizes,
+        link=link,
+        seconds=seconds,
+        rounds=rounds,
+        dispatch=dispatch,
+    )
     out = console()
     found, notes = bench.measure()
     for table in exchange_tables(found, link=bench.link):
@@ -81,7 +97,7 @@ def exchange(  # noqa: PLR0913 - a parameter for each option
         out.print(note, markup=False, soft_wrap=True)
     if json_path:
         figures = figures_of(found, link=bench.link)
-        write_json(json_path, {"fourlane": __version__, "link": link, "notes": notes, **figures})
+        write_json(json_path, {"fourlane": __version__, "link": link, "dispatch": dispatch, "notes": notes, **figures})
         out.print(f"figures: {json_path}", markup=False, soft_wrap=True)
     if plot_path:
         from fourlane.cli.bench.exchange_tables import lines_of
@@ -101,16 +117,18 @@ class _Bench(NamedTuple):
     link: Rate | None
     seconds: float
     rounds: int
+    dispatch: Dispatch
 
     @classmethod
     def read(
         cls,
+        *,
         implementations: tuple[str, ...],
         ranks: str,
         sizes: str,
         link: str | None,
         seconds: float,
-        rounds: int,
+        **others: Any,
     ) -> _Bench:
         """Check the options.
 
@@ -130,7 +148,7 @@ class _Bench(NamedTuple):
             faults.append(f"--seconds: expected 0.01 to 600, got {seconds:g}")
         if faults:
             raise SpecError(*faults)
-        return cls(wanted, read_ranks, read_sizes, rate, seconds, rounds)
+        return cls(implementations=wanted, ranks=read_ranks, sizes=read_sizes, link=rate, seconds=seconds, **others)
 
     def measure(self) -> tuple[list[Measured], list[str]]:
         """Measure everything under a progress bar (none off a terminal); return it, and what is to be known of it."""
@@ -165,6 +183,7 @@ class _Bench(NamedTuple):
             sizes=self.sizes,
             seconds=self.seconds,
             rounds=self.rounds,
+            dispatch=self.dispatch,
         )
 
 

@@ -124,7 +124,7 @@ def _percentile(each: Measured, share: float) -> float:
 
 def _bandwidth(each: Measured) -> float:
     """Return what a rank gives away, what it keeps included, a second; a pair does so twice."""
-    return each.bytes_per_rank * (2 if each.way == "pair" else 1) / _percentile(each, 0.5)
+    return each.travels * each.ranks / _percentile(each, 0.5)
 
 
 def _ratio(each: Measured, found: Sequence[Measured]) -> float | None:
@@ -148,7 +148,7 @@ def _ideal(each: Measured, link: Rate | None) -> float | None:
     """Return how long the line is busy with the bytes alone."""
     if link is None or each.implementation in MEMCPY:
         return None
-    return _line_s(each.size, each.ranks, link) * (2 if each.way == "pair" else 1)
+    return _line_s(each.travels, each.ranks, link)
 
 
 def _line_s(size: int, ranks: int, link: Rate) -> float:

@@ -140,12 +140,13 @@ class _Bench(NamedTuple):
             SpecError: some are wrong; tells all.
         """
         from fourlane.cli.bench.groups import read_link
-        from fourlane.engine.exchange.measure import IMPLEMENTATIONS
+        from fourlane.engine.exchange.measure import IMPLEMENTATIONS, needs_no_link
 
         faults: list[str] = []
         wanted = [part.strip() for part in links.split(",")]
         rates = tuple(read_link(None if part == _NO_LINK else part, faults) for part in wanted)
-        known = IMPLEMENTATIONS[1:]
+        linked = any(rate is not None for rate in rates)
+        known = tuple(name for name in IMPLEMENTATIONS[1:] if not (linked and needs_no_link(name)))
         if implementation not in known:
             faults.append(f'--implementation: expected one of {", ".join(known)}, got "{implementation}"')
         if not 0.01 <= seconds <= 600:

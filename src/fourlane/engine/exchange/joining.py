@@ -15,12 +15,15 @@ import torch
 
 from fourlane.engine.exchange.lane import open_sockets
 from fourlane.engine.exchange.meeting import GroupAddress
+from fourlane.engine.exchange.payload import AS_IS
+from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.engine.seal import Secret
 
 if TYPE_CHECKING:
     from fourlane.engine.exchange.all_to_all import AllToAllExchange
+    from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.measured_ranks import Seats
     from fourlane.policy.placement import Placement
 
@@ -32,7 +35,9 @@ _CPU = torch.device("cpu")
 _SO_MAX_PACING_RATE = 47
 
 
-def join(implementation: str, seats: Seats, rank: int, placement: Placement) -> AllToAllExchange:
+def join(
+    implementation: str, seats: Seats, rank: int, placement: Placement, *, payload: Payload = AS_IS
+) -> AllToAllExchange | SharedMemoryExchange:
     """Join the group of the ranks in these seats; blocks until all have.
 
     Raises:
@@ -47,10 +52,13 @@ def join(implementation: str, seats: Seats, rank: int, placement: Placement) -> 
         step_s=STEP_S,
     )
     before = open_sockets()
+    exchange: AllToAllExchange | SharedMemoryExchange
     if implementation == "tcp":
-        exchange: AllToAllExchange = TcpExchange(address, placement, device=_CPU, secret=_SECRET)
+        exchange = TcpExchange(address, placement, device=_CPU, secret=_SECRET, payload=payload)
+    elif implementation == "shared_memory":
+        exchange = SharedMemoryExchange(address, placement, device=_CPU, secret=_SECRET, payload=payload)
     else:
-        exchange = TorchAllToAll(address, placement, device=_CPU)
+        exchange = TorchAllToAll(address, placement, device=_CPU, payload=payload)
     pace_new_sockets(before, seats)
     return exchange
 

@@ -26,6 +26,7 @@ __all__ = [
     "MEMCPY",
     "ROW_BYTES",
     "TARGET",
+    "Dispatch",
     "ExchangePlan",
     "Measured",
     "Said",
@@ -34,7 +35,7 @@ __all__ = [
     "needs_no_link",
 ]
 
-IMPLEMENTATIONS = ("torch_all_to_all", "tcp")
+IMPLEMENTATIONS = ("torch_all_to_all", "tcp", "shared_memory")
 MEMCPY = ("memcpy", "memcpy alone")
 """As many bytes copied within each rank: by all ranks at once, and by one while the others rest."""
 ROW_BYTES = 2048
@@ -42,7 +43,11 @@ ROW_BYTES = 2048
 TARGET = "fourlane.engine.exchange.measured_rank:run_rank"
 """What each rank runs."""
 
+_FLOAT8_ROW_BYTES = 528
+"""The same as float8 with a scale for each 128."""
+
 Way = Literal["plain", "pair"]
+Dispatch = Literal["activations", "float8"]
 
 
 def needs_no_link(implementation: str) -> bool:
@@ -59,7 +64,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExchangePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ranks of one group measure.
+    """What the ranks of one group measure. `dispatch`: as what tokens travel to their experts.
 
     Units:
         sizes: bytes a pair of ranks, multiples of `ROW_BYTES`; seconds: of each step of each round.
@@ -71,6 +76,7 @@ class ExchangePlan(msgspec.Struct, frozen=True, kw_only=True):
     ways: tuple[Way, ...] = ("plain", "pair")
     seconds: float = 0.5
     rounds: int = 3
+    dispatch: Dispatch = "activations"
 
     def steps(self) -> list[Step]:
         """Return what is measured, in order; implementations take turns."""
@@ -99,19 +105,16 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """Operations of one kind among the ranks of a group.
 
     Units:
-        size: bytes a pair of ranks; seconds: each operation's, on the rank that took longest.
+        size: bytes a pair of ranks, as activations; travels: bytes a pair in the whole operation, as they travel;
+        seconds: each operation's, on the rank that took longest.
     """
 
     ranks: int
     way: Way
     implementation: str
     size: int
+    travels: int
     seconds: list[float]
-
-    @property
-    def bytes_per_rank(self) -> int:
-        """Return the bytes a rank gives away in one direction, what it keeps included."""
-        return self.size * self.ranks
 
 
 def collect(plan: ExchangePlan, sources: Sequence[Source], show: Callable[[Step], None]) -> list[Measured]:
@@ -133,9 +136,19 @@ def collect(plan: ExchangePlan, sources: Sequence[Source], show: Callable[[Step]
         show(step)
         said = [heard(source, rank, Said) for rank, source in enumerate(sources)]
         slowest.setdefault(step, []).extend(map(max, zip(*(each.seconds for each in said), strict=True)))
-    return [
-        Measured(
-            ranks=plan.seats.ranks, way=step.way, implementation=step.implementation, size=step.size, seconds=seconds
-        )
-        for step, seconds in slowest.items()
-    ]
+    return [_measured(plan, step, seconds) for step, seconds in slowest.items()]
+
+
+def _measured(plan: ExchangePlan, step: Step, seconds: list[float]) -> Measured:
+    travels = step.size
+    if step.way == "pair":  # to the experts, and back as activations
+        row_bytes = _FLOAT8_ROW_BYTES if plan.dispatch == "float8" else ROW_BYTES
+        travels += step.size // ROW_BYTES * row_bytes
+    return Measured(
+        ranks=plan.seats.ranks,
+        way=step.way,
+        implementation=step.implementation,
+        size=step.size,
+        travels=travels,
+        seconds=seconds,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
+from fourlane.errors import PeerLost
 from fourlane.lanes.connections import LaneEnd
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GroupAddress", "first_sentence", "nodes_of", "open_store"]
+__all__ = ["GroupAddress", "first_sentence", "names_of", "nodes_of", "open_store", "tell_in_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,39 @@ def open_store(address: GroupAddress) -> dist.Store:
     store = dist.FileStore(address.store, address.ranks)
     store.set_timeout(timeout)
     return store
+
+
+def tell_in_store(store: dist.Store, address: GroupAddress, mine: str, *, topic: str, deadline: float) -> list[bytes]:
+    """Leave a text in the group's store and return everybody's, by rank.
+
+    Args:
+        store: of the group.
+        address: who this rank is.
+        mine: the text.
+        topic: what it is about; nobody tells anything under it twice.
+        deadline: on the monotonic clock.
+
+    Raises:
+        PeerLost: somebody did not come in time; names all that did not.
+        RuntimeError, DistStoreError: the store cannot be reached.
+    """
+    store.set(f"{topic}/{address.rank}", mine)
+    texts: list[bytes] = []
+    absent: list[int] = []
+    for rank in range(address.ranks):
+        store.set_timeout(timedelta(seconds=max(0.01, deadline - time.monotonic())))
+        try:
+            texts.append(store.get(f"{topic}/{rank}"))
+        except (RuntimeError, dist.DistStoreError):
+            absent.append(rank)
+    if absent:
+        raise PeerLost(address.absent(f"absent: {names_of(absent)}"))
+    return texts
+
+
+def names_of(ranks: Sequence[int]) -> str:
+    """Return "rank 1" or "ranks 1, 2"."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def first_sentence(error: RuntimeError) -> str:

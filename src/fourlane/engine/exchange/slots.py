@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["LayerSlots", "Routes", "SlotTables"]
+__all__ = ["LayerSlots", "Routes", "SlotTables", "first_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,15 @@ class Routes:
     """Where the rows of one layer go in one step.
 
     count_E: int64 [experts], the tokens of all ranks for each expert.
-    quota_P: int64 [slots], how many of this rank's rows go to each slot.
+    quota_GP: int [ranks, slots], how many rows of each rank go to each slot.
+    quota_P: int64 [slots], those of this rank.
     count_GS: int64 [ranks, slots a rank], the rows each rank sends to each slot of this rank.
     tokens_G: int64 [ranks], the rows each rank computes.
     fullest_if_equal: the rows of the fullest rank, had each expert's been spread evenly over its replicas.
     """
 
     count_E: np.ndarray
+    quota_GP: np.ndarray
     quota_P: np.ndarray
     count_GS: np.ndarray
     tokens_G: np.ndarray
@@ -88,6 +90,7 @@ class SlotTables:
         equal_G = equal_tokens(count_GE, self._placement, layer) if split else chosen.tokens_G
         return Routes(
             count_E=count_GE.sum(axis=0),
+            quota_GP=chosen.quota_GP,
             quota_P=chosen.quota_GP[self._rank].astype(np.int64),
             count_GS=slots.of_rank(chosen.quota_GP, self._rank).astype(np.int64),
             tokens_G=chosen.tokens_G,
@@ -144,22 +147,34 @@ class LayerSlots:
         """Lay out rows where each expert has but one slot."""
         count_E = count_GE.sum(axis=0)
         tokens_G = self.spread(count_E).reshape(self._ranks, -1).sum(axis=1)
-        first = rank * self.slots_per_rank
-        count_GS = count_GE[:, self._expert_P[first : first + self.slots_per_rank]]
-        if self._empty is not None:
-            local = self._empty - first
-            count_GS[:, local[(local >= 0) & (local < self.slots_per_rank)]] = 0
+        quota_GP = self.spread(count_GE)
         return Routes(
             count_E=count_E,
-            quota_P=self.spread(count_GE[rank]),
-            count_GS=count_GS,
+            quota_GP=quota_GP,
+            quota_P=quota_GP[rank],
+            count_GS=np.ascontiguousarray(self.of_rank(quota_GP, rank)),
             tokens_G=tokens_G,
             fullest_if_equal=int(tokens_G.max()),
         )
 
-    def spread(self, count_E: np.ndarray) -> np.ndarray:
-        """Return what is counted of each slot's expert, [slots], 0 for empty slots; for layers without replicas."""
-        count_P = count_E[self._expert_P]
+    def spread(self, count_XE: np.ndarray) -> np.ndarray:
+        """Return what is counted of each slot's expert, [..., slots], 0 if empty; for layers without replicas."""
+        count_XP = count_XE.take(self._expert_P, axis=-1)
         if self._empty is not None:
-            count_P[self._empty] = 0
-        return count_P
+            count_XP[..., self._empty] = 0
+        return count_XP
+
+
+def first_rows(quota_GP: np.ndarray, rank: int) -> np.ndarray:
+    """Return where a rank's rows for each slot begin among all that the slot's rank gets, int64 [slots].
+
+    A rank computes the rows of its first slot, then those of the second, and so on; within a slot those
+    of rank 0, then rank 1, and so on.
+
+    Args:
+        quota_GP: [ranks, slots], how many rows of each rank go to each slot.
+        rank: whose rows.
+    """
+    total_GS = quota_GP.sum(axis=0, dtype=np.int64).reshape(quota_GP.shape[0], -1)
+    begin_P = (total_GS.cumsum(axis=1) - total_GS).reshape(-1)
+    return begin_P + quota_GP[:rank].sum(axis=0, dtype=np.int64)

@@ -13,14 +13,13 @@ import socket
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch.distributed as dist
 
 from fourlane.engine.exchange.greeting import NONCE_BYTES, Party, admit, introduce
-from fourlane.engine.exchange.meeting import first_sentence, open_store
+from fourlane.engine.exchange.meeting import first_sentence, names_of, open_store, tell_in_store
 from fourlane.errors import PeerLost, ProtocolError, SpecError
 
 if TYPE_CHECKING:
@@ -79,7 +78,8 @@ def meet(address: GroupAddress, secret: Secret, *, tell_all: Callable[[str], lis
         else:
             try:
                 store = open_store(address)
-                seats = _take_seats(store, address, listener, deadline)
+                told = tell_in_store(store, address, _seat(listener), topic="tcp exchange", deadline=deadline)
+                seats = [_read_seat(text, rank) for rank, text in enumerate(told)]
             except (RuntimeError, dist.DistStoreError) as error:
                 raise PeerLost(address.absent(first_sentence(error))) from error
         me = Party(address.rank, address.ranks, seats[0].session, secret)
@@ -99,22 +99,6 @@ def meet(address: GroupAddress, secret: Secret, *, tell_all: Callable[[str], lis
                 sockets[rank] = sock
         opened.pop_all()
     return Meeting(sockets, marks, store)
-
-
-def _take_seats(store: dist.Store, address: GroupAddress, listener: socket.socket, deadline: float) -> list[_Seat]:
-    """Tell where we listen; return where everybody does."""
-    store.set(_key(address.rank), _seat(listener))
-    seats: list[_Seat] = []
-    absent: list[int] = []
-    for rank in range(address.ranks):
-        store.set_timeout(timedelta(seconds=max(0.01, deadline - time.monotonic())))
-        try:
-            seats.append(_read_seat(store.get(_key(rank)), rank))
-        except (RuntimeError, dist.DistStoreError):
-            absent.append(rank)
-    if absent:
-        raise PeerLost(address.absent(f"absent: {_ranks(absent)}"))
-    return seats
 
 
 def _seat(listener: socket.socket) -> str:
@@ -154,7 +138,7 @@ def _accept(listener: socket.socket, address: GroupAddress, missing: list[int], 
         sock = listener.accept()[0]
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
-        raise PeerLost(address.absent(f"absent: {_ranks(missing)}: {error}")) from error
+        raise PeerLost(address.absent(f"absent: {names_of(missing)}: {error}")) from error
     return sock
 
 
@@ -196,11 +180,3 @@ def _peer(sock: socket.socket) -> str:
         return "{}, port {}".format(*sock.getpeername()[:2])
     except OSError:
         return "somebody who is gone"
-
-
-def _key(rank: int) -> str:
-    return f"tcp exchange/{rank}"
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+import torch
 
 from fourlane.engine.exchange.measure import ExchangePlan, Said, collect
+from fourlane.engine.exchange.payload import FLOAT8
 from fourlane.engine.measured_ranks import Seats
 from fourlane.errors import EngineError
 
@@ -38,7 +40,7 @@ def test_an_operation_takes_as_long_as_on_the_slowest_rank_and_rounds_are_joined
     shown = []
     (found,) = collect(PLAN, sources, shown.append)
     assert found.seconds == [3.0, 5.0, 2.0]
-    assert (found.ranks, found.size, found.bytes_per_rank) == (2, 4096, 8192)
+    assert (found.ranks, found.size, found.travels) == (2, 4096, 8192)
     assert shown == PLAN.steps()
 
 
@@ -52,3 +54,10 @@ def test_ranks_that_measured_unlike_numbers_of_operations_are_an_error() -> None
     sources = [rank_saying(Said(seconds=[1.0])), rank_saying(Said(seconds=[1.0, 2.0]))]
     with pytest.raises(ValueError, match="zip"):
         collect(PLAN, sources, lambda _: None)
+
+
+def test_what_travels_is_less_where_tokens_are_dispatched_as_float8() -> None:
+    said = [Said(seconds=[1.0]), Said(seconds=[1.0])]
+    plan = msgspec.structs.replace(PLAN, dispatch="float8")
+    (found,) = collect(plan, [rank_saying(*said), rank_saying(*said)], lambda _: None)
+    assert found.travels == 4096 + 2 * FLOAT8.row_bytes(512, torch.float32)
