@@ -18,12 +18,12 @@ import expert_page
 import expert_placement_bench
 import expert_repair_bench
 import expert_split_bench
-from expert_results import record, results_file
+from recorded_parts import plain, record, results_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from expert_results import Part
+    from recorded_parts import Part
 
 PARTS: dict[str, Callable[[int], Part]] = {
     **expert_placement_bench.PARTS,
@@ -49,7 +49,7 @@ def main() -> int:
     for name in names:
         began = time.perf_counter()
         part = PARTS[name](QUICK_LAYERS if options.quick else 58)
-        print("\n".join(expert_page.plain(part)))
+        print("\n".join(plain(part)))
         print(f"[{name}: {time.perf_counter() - began:.0f} s]\n", flush=True)
         missed += sum(not bar.met for bar in part.bars)
         if options.write:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expert_results import read_parts
+from recorded_parts import bar_table, markdown, plain, read_parts
 from result_page import FOLDER, write_page
 
 from fourlane.report.expert_bench_plots import Compared, plot_placements, plot_repairs, plot_splits
-from fourlane.report.tables import Table, plain_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from expert_results import Bar, Part
+    from recorded_parts import Part
 
-__all__ = ["plain", "write"]
+__all__ = ["write"]
 
 DOCS = Path(__file__).parents[1] / "docs" / "validation"
 IMAGES = DOCS / "images"
@@ -30,16 +29,6 @@ ranks, mean layer / worst layer. A bar that is not reached says **miss**; those 
 the last section.
 """
 LIVE = ("live_balance", "Live: the bundled model under a skewed load")
-
-
-def plain(part: Part) -> list[str]:
-    """Return a part as plain text."""
-    lines = [f"## {part.title}", "", part.text, ""]
-    for section in part.sections:
-        table = Table(title=section.title, columns=section.columns, rows=tuple(section.rows), left=frozenset({"load"}))
-        lines += [f"    {line}" for line in plain_lines(table)] + [""]
-    lines += [f"- {'pass' if bar.met else 'MISS'}: {bar.claim}: {bar.wanted}; found {bar.found}" for bar in part.bars]
-    return [*lines, ""] if part.bars else lines
 
 
 def write(results: Path, *, order: Sequence[str]) -> list[Path]:
@@ -57,29 +46,19 @@ def write(results: Path, *, order: Sequence[str]) -> list[Path]:
 
 def _docs(parts: dict[str, Part], pictures: dict[str, list[Path]]) -> list[str]:
     bars = [bar for part in parts.values() for bar in part.bars]
-    lines = [HEAD, f"**{sum(bar.met for bar in bars)} of {len(bars)} bars are reached.**", "", *_bar_table(bars), ""]
+    lines = [HEAD, f"**{sum(bar.met for bar in bars)} of {len(bars)} bars are reached.**", "", *bar_table(bars), ""]
     for name, part in parts.items():
         lines += [f"## {part.title}", "", part.text, ""]
         lines += [f"![{part.title}](images/{path.name})\n" for path in pictures.get(name, ())]
         for section in part.sections:
             lines += [f"{section.title}:", ""] if section.title else []
-            lines += [*_markdown(section.columns, section.rows), ""]
+            lines += [*markdown(section.columns, section.rows), ""]
     lines += _live()
     whens = sorted({part.when for part in parts.values()})
     return [
         *lines,
         f"Recorded {', '.join(whens)}; hardware and versions: `benchmarks/results/{_newest('experts').name}`.",
     ]
-
-
-def _bar_table(bars: Iterable[Bar]) -> list[str]:
-    rows = [(bar.claim, bar.wanted, bar.found, "pass" if bar.met else "**miss**") for bar in bars]
-    return _markdown(("claim", "bar", "found", "verdict"), rows)
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def _live() -> list[str]:

@@ -19,7 +19,7 @@ from expert_cases import (
     named_loads,
     placed,
 )
-from expert_results import Bar, Figures, Part, Rows, Section
+from recorded_parts import Bar, Figures, Part, Rows, Section
 
 from fourlane.policy import load_generator as generator
 from fourlane.policy.placement import group_traffic, lower_bound

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import eplb
 import numpy as np
 from expert_cases import SEED, SIZES, Size, baseline, baseline_value, named_loads, placed
-from expert_results import Bar, Figures, Part, Rows, Section
+from recorded_parts import Bar, Figures, Part, Rows, Section
 
 from fourlane.policy import load_generator as generator
 

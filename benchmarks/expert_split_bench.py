@@ -12,7 +12,7 @@ import eplb
 import numpy as np
 import replica_choices
 from expert_cases import BUNDLED_SIZES, SEED, SIZES, Size, Slots, baseline, baseline_value, named_loads, placed
-from expert_results import Bar, Figures, Part, Rows, Section
+from recorded_parts import Bar, Figures, Part, Rows, Section
 
 from fourlane.policy.load_generator import leaning_batch
 from fourlane.policy.token_split import rank_tokens, split_equally, split_local_tokens, split_tokens

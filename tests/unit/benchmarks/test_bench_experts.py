@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import bench_experts
 import expert_page
-import expert_results
 import numpy as np
 import pytest
+import recorded_parts
 import result_page
 from expert_cases import SIZES, baseline, baseline_value, named_loads
-from expert_results import Bar, Part, Section, read_parts, record
+from recorded_parts import Bar, Part, Section, read_parts, record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,4 +92,4 @@ def test_records_name_their_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.argv", ["x", "--part", "times", "--write"])
     record("times", Part(title="t", text="", sections=[]), tmp_path / "r.json")
     assert read_parts(tmp_path / "r.json")["times"].command == "python benchmarks/bench_experts.py --part times --write"
-    assert expert_results.results_file().name.startswith("experts_")
+    assert recorded_parts.results_file().name.startswith("experts_")

@@ -39,6 +39,7 @@ def figures_of(found: Sequence[Measured], *, link: Rate | None) -> dict[str, obj
             "ranks": each.ranks,
             "implementation": each.implementation,
             "bytes_per_pair": each.size,
+            "p10_s": _percentile(each, 0.1),
             "p50_s": _percentile(each, 0.5),
             "p90_s": _percentile(each, 0.9),
             "p99_s": _percentile(each, 0.99),

@@ -94,7 +94,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     for note in found.notes:
         out.print(note, markup=False, soft_wrap=True)
     if json_path:
-        settings = {"model": model, "phase": phase, "ranks": ranks, "context": context, "link": link}
+        settings = {"model": model, "phase": phase, "ranks": ranks, "context": context, "notes": found.notes}
         operations = [{"link": str(rate), "passes": measured} for measured, rate in found.measured]
         write_json(json_path, {"fourlane": __version__, **settings, "cases": cases, "operations": operations})
         out.print(f"figures: {json_path}", markup=False, soft_wrap=True)

@@ -1,0 +1,104 @@
+"""Pages of what `bench_exchange.py` recorded: the dated page of results, and docs/validation/exchange.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from recorded_parts import bar_table, markdown, plain, read_parts
+from result_page import write_page
+
+from fourlane.report.exchange_plots import Line, plot_exchange
+from fourlane.report.overlap_plots import Case, plot_overlap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from recorded_parts import Part
+
+__all__ = ["write"]
+
+DOCS = Path(__file__).parents[1] / "docs" / "validation"
+IMAGES = DOCS / "images"
+NAMES = {"torch_all_to_all": "gloo all_to_all_single"}
+HEAD = """# Fast exchange and dual stream, measured
+
+Made by `python benchmarks/bench_exchange.py --page` from what its parts recorded on one machine with two cores. Ranks
+of a group take turns on them: with four and eight ranks, figures tell how well an exchange shares processors, not how
+it would scale. Every ratio is of one run, of medians; a bar that is not reached says **miss**.
+"""
+
+
+def write(results: Path, *, order: Sequence[str]) -> list[Path]:
+    """Write both pages and the pictures; return their paths."""
+    recorded = read_parts(results)
+    parts = {name: recorded[name] for name in order if name in recorded}
+    lines = [line for part in parts.values() for line in plain(part)]
+    lines += ["## Commands", "", *(f"- {part.when}: `{part.command}`" for part in parts.values())]
+    page = write_page("exchange", title="Expert exchange and dual stream beside gloo", lines=lines)
+    pictures = _pictures(parts)
+    docs = DOCS / "exchange.md"
+    docs.write_text("\n".join(_docs(parts, pictures, page)) + "\n", encoding="utf-8")
+    return [page, docs, *pictures.values()]
+
+
+def _docs(parts: dict[str, Part], pictures: dict[str, Path], page: Path) -> list[str]:
+    bars = [bar for part in parts.values() for bar in part.bars]
+    lines = [HEAD, f"**{sum(bar.met for bar in bars)} of {len(bars)} bars are reached.**", "", *bar_table(bars), ""]
+    for name, part in parts.items():
+        lines += [f"## {part.title}", "", part.text, ""]
+        if name in pictures:
+            lines += [f"![{part.title}](images/{pictures[name].name})", ""]
+        for section in part.sections:
+            lines += [f"{section.title}:", ""] if section.title else []
+            lines += [*markdown(section.columns, section.rows), ""]
+    whens = sorted({part.when for part in parts.values()})
+    return [*lines, f"Recorded {', '.join(whens)}; hardware and versions: `benchmarks/results/{page.name}`."]
+
+
+def _pictures(parts: dict[str, Part]) -> dict[str, Path]:
+    """Draw what there is to see; return the files by part."""
+    IMAGES.mkdir(exist_ok=True)
+    drawn: dict[str, Path] = {}
+    for name in ("here", "link"):
+        if name in parts:
+            drawn[name] = IMAGES / f"exchange-{name}.png"
+            title = f"All-to-all of equal blocks: {parts[name].title.lower()}; medians, 10th to 90th percentile"
+            plot_exchange(drawn[name], _panels(parts[name].figures["summary"]), title=title)
+    for name in ("prefill", "decode"):
+        if name in parts:
+            drawn[name] = IMAGES / f"overlap-{name}.png"
+            cases = msgspec.convert(parts[name].figures["cases"], list[Case])
+            plot_overlap(drawn[name], cases, title=f"One stream and two: {name}, two ranks")
+    return drawn
+
+
+def _panels(summary: list[dict[str, Any]]) -> dict[str, list[Line]]:
+    plain_rows = [row for row in summary if row["way"] == "plain" and row["implementation"] != "memcpy alone"]
+    panels: dict[str, list[Line]] = {}
+    for ranks in sorted({row["ranks"] for row in plain_rows}):
+        own = [row for row in plain_rows if row["ranks"] == ranks]
+        lines = [_line([row for row in own if row["implementation"] == name]) for name in _names(own)]
+        if own[0]["ideal_line_s"] is not None:
+            sizes = sorted({row["bytes_per_pair"]: row["ideal_line_s"] for row in own}.items())
+            seconds = [ideal for _, ideal in sizes]
+            lines.append(Line(name="ideal line", sizes=[size for size, _ in sizes], seconds=seconds, yardstick=True))
+        panels[f"{ranks} ranks"] = lines
+    return panels
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["implementation"] for row in rows))
+
+
+def _line(rows: list[dict[str, Any]]) -> Line:
+    rows = sorted(rows, key=lambda row: row["bytes_per_pair"])
+    name = rows[0]["implementation"]
+    return Line(
+        name=NAMES.get(name, name),
+        sizes=[row["bytes_per_pair"] for row in rows],
+        seconds=[row["p50_s"] for row in rows],
+        band=[(row["p10_s"], row["p90_s"]) for row in rows],
+        yardstick=name == "memcpy",
+    )
