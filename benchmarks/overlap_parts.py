@@ -67,7 +67,7 @@ def _passes(phase: str, *wanted: str) -> Part:
         "x gloo",
     )
     text = (
-        "A random model of {layers} layers, hidden {hidden}, {experts} experts of inner size {expert-dim}, top {top-k}; "
+        "A random model: {layers} layers, hidden {hidden}, {experts} experts of inner size {expert-dim}, top {top-k}; "
         "two ranks, each in a host of the lab. Waiting is that of the rank that waits least. Medians of three rounds "
         "in turns; all ways choose the same tokens. "
     ).format(**SHAPE)
