@@ -338,7 +338,7 @@ class SharedMemoryExchange(SteppedExchange):
             while ended is not None and ended[0] == _End.INTERRUPTED:  # Python's handlers have run by now
                 ended = call(max(0.0, deadline - time.perf_counter()))
         finally:
-            self.counters.wait_s += time.perf_counter() - began
+            self.counters.blocked(time.perf_counter() - began)
         if ended is not None:
             self._end = self._lost(where, _describe(_End(ended[0]), ended[1]))
             raise self._end
