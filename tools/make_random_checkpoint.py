@@ -1,5 +1,7 @@
 """Write a `Qwen3MoeForCausalLM` checkpoint with random weights, for benchmarks and tests.
 
+With `--shared-expert-dim` it is a `Qwen2MoeForCausalLM`, whose tokens all go to a shared expert, too.
+
 The defaults are the benchmark model: 8 layers, hidden 256, 8/2 heads of 32, 32 experts top-4 of inner
 size 128, vocabulary 4096. The same options give the same bytes on every machine. Needs no torch.
 
@@ -45,6 +47,7 @@ class Shape:
     experts: int = 32
     top_k: int = 4
     expert_dim: int = 128
+    shared_expert_dim: int = 0
     dense_dim: int = 512
     mlp_only_layers: tuple[int, ...] = ()
     decoder_sparse_step: int = 1
@@ -56,6 +59,11 @@ class Shape:
     dtype: str = "bfloat16"
     shards: int = 1
     seed: int = 0
+
+    @property
+    def is_qwen2(self) -> bool:
+        """Tell whether it is a `Qwen2MoeForCausalLM`."""
+        return self.shared_expert_dim > 0
 
     def has_experts(self, layer: int) -> bool:
         """Tell whether a layer has experts rather than a dense MLP."""
@@ -73,9 +81,20 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
 
 
 def _config(shape: Shape) -> dict[str, object]:
-    return {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
+    if shape.is_qwen2:
+        kind: dict[str, object] = {
+            "architectures": ["Qwen2MoeForCausalLM"],
+            "model_type": "qwen2_moe",
+            "shared_expert_intermediate_size": shape.shared_expert_dim,
+            "qkv_bias": shape.attention_bias,
+        }
+    else:
+        kind = {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "attention_bias": shape.attention_bias,
+        }
+    return kind | {
         "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.dense_dim,
@@ -93,7 +112,6 @@ def _config(shape: Shape) -> dict[str, object]:
         "max_position_embeddings": shape.max_positions,
         "rope_theta": shape.rope_theta,
         "rms_norm_eps": 1e-6,
-        "attention_bias": shape.attention_bias,
         "use_sliding_window": False,
         "tie_word_embeddings": shape.tie_embeddings,
         "eos_token_id": 0,
@@ -119,10 +137,11 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...], float]]:
             if shape.attention_bias:
                 yield f"{prefix}self_attn.{name}_proj.bias", (heads * dim,), 0.1
         yield f"{prefix}self_attn.o_proj.weight", (hidden, shape.heads * dim), 1 / math.sqrt(shape.heads * dim)
-        if shape.attention_bias:
+        if shape.attention_bias and not shape.is_qwen2:
             yield f"{prefix}self_attn.o_proj.bias", (hidden,), 0.1
-        yield f"{prefix}self_attn.q_norm.weight", (dim,), 0.0
-        yield f"{prefix}self_attn.k_norm.weight", (dim,), 0.0
+        if not shape.is_qwen2:
+            yield f"{prefix}self_attn.q_norm.weight", (dim,), 0.0
+            yield f"{prefix}self_attn.k_norm.weight", (dim,), 0.0
         yield f"{prefix}post_attention_layernorm.weight", (hidden,), 0.0
         if not shape.has_experts(layer):
             yield from _mlp(f"{prefix}mlp.", hidden, shape.dense_dim)
@@ -130,6 +149,9 @@ def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...], float]]:
         yield f"{prefix}mlp.gate.weight", (shape.experts, hidden), flat
         for expert in range(shape.experts):
             yield from _mlp(f"{prefix}mlp.experts.{expert}.", hidden, shape.expert_dim)
+        if shape.is_qwen2:
+            yield from _mlp(f"{prefix}mlp.shared_expert.", hidden, shape.shared_expert_dim)
+            yield f"{prefix}mlp.shared_expert_gate.weight", (1, hidden), flat
     yield "model.norm.weight", (hidden,), 0.0
     if not shape.tie_embeddings:
         yield "lm_head.weight", (shape.vocab, hidden), 2 * flat
@@ -227,7 +249,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Write a Qwen3-MoE checkpoint with random weights.")
+    parser = argparse.ArgumentParser(description="Write a Qwen3-MoE or Qwen2-MoE checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
     for field in fields(Shape):
         flag, default = "--" + field.name.replace("_", "-"), field.default

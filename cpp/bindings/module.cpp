@@ -243,10 +243,12 @@ void place_heads(const Rows& qkv, const ConstRows& norm, const ConstRows& cos, c
     const std::int64_t tokens = extent(qkv, 0);
     const std::int64_t kv_heads = extent(pages, 3);
     const std::int64_t head_dim = extent(pages, 4);
-    const std::int64_t heads = extent(norm, 0) - kv_heads;
     require(pages.shape(0) == 2 && head_dim >= 2 && head_dim % 2 == 0, "place_heads: expected pages [2, ..., even head dim]");
-    require(heads >= 1 && extent(norm, 1) == head_dim, "place_heads: norm is not [heads + kv heads, head dim]");
-    require(extent(qkv, 1) == (heads + 2 * kv_heads) * head_dim, "place_heads: qkv does not belong to norm and pages");
+    const std::int64_t heads = extent(qkv, 1) / head_dim - 2 * kv_heads;
+    require(heads >= 1 && extent(qkv, 1) % head_dim == 0, "place_heads: qkv does not belong to pages");
+    const bool normed = extent(norm, 0) > 0;
+    require(extent(norm, 1) == head_dim && (!normed || extent(norm, 0) == heads + kv_heads),
+            "place_heads: norm is neither [heads + kv heads, head dim] of qkv nor [0, head dim]");
     for (const ConstRows& angle : {cos, sin}) {
         require(extent(angle, 0) == tokens && extent(angle, 1) == head_dim, "place_heads: cos, sin are not [tokens, head dim]");
     }
@@ -254,8 +256,16 @@ void place_heads(const Rows& qkv, const ConstRows& norm, const ConstRows& cos, c
     require(extent(slots, 0) == tokens && all_below(span_of(slots), places), "slots: expected a place in the pages for each token");
     const InstructionSet set = instruction_set(isa);
     const nb::gil_scoped_release released;
-    fourlane::place_heads({qkv.data(), tokens, heads, kv_heads, head_dim}, {norm.data(), cos.data(), sin.data(), eps},
+    fourlane::place_heads({qkv.data(), tokens, heads, kv_heads, head_dim}, {normed ? norm.data() : nullptr, cos.data(), sin.data(), eps},
                           span_of(slots), pages.data(), pages.data() + places * kv_heads * head_dim, set);
+}
+
+void add_gated(const ConstRows& y, const Vector& gate, const Rows& out, const std::string& isa) {
+    require(extent(gate, 0) == extent(y, 0), "add_gated: expected a gate for each row of y");
+    require(extent(out, 0) == extent(y, 0) && extent(out, 1) == extent(y, 1), "add_gated: out is not of the shape of y");
+    const InstructionSet set = instruction_set(isa);
+    const nb::gil_scoped_release released;
+    fourlane::add_gated(rows_view(y), gate.data(), mutable_rows_view(out), set);
 }
 
 void choose_experts(const ConstRows& logits, bool renormalise, const NumberRows& experts, const Rows& weights,
@@ -405,6 +415,8 @@ NB_MODULE(_native, module) {
     module.def("place_heads", &place_heads, "qkv"_a.noconvert(), "norm"_a.noconvert(), "cos"_a.noconvert(),
                "sin"_a.noconvert(), "eps"_a, "slots"_a.noconvert(), "pages"_a.noconvert(), "isa"_a = "",
                "Norm and rotate query and key heads in place; write keys and values into pages; the GIL is released.");
+    module.def("add_gated", &add_gated, "y"_a.noconvert(), "gate"_a.noconvert(), "out"_a.noconvert(), "isa"_a = "",
+               "Add y[r] * sigmoid(gate[r]) to out[r]; the GIL is released.");
     module.def("choose_experts", &choose_experts, "logits"_a.noconvert(), "renormalise"_a, "experts"_a.noconvert(),
                "weights"_a.noconvert(), "isa"_a = "", "Write the greatest logits' places and softmax; the GIL is released.");
     module.def("sort_by_slot", &sort_by_slot, "experts"_a.noconvert(), "slot_of"_a.noconvert(), "slots"_a,

@@ -64,6 +64,23 @@ void norm_and_rotate(float* head, const float* weight, const float* cos, const f
     }
 }
 
+void rotate(float* head, const float* cos, const float* sin, std::int64_t head_dim) {
+    const std::int64_t half = head_dim / 2;
+    std::int64_t i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+        const Floats left = load(head + i);
+        const Floats right = load(head + half + i);
+        store(head + i, left * load(cos + i) + right * load(sin + i));
+        store(head + half + i, right * load(cos + half + i) + left * load(sin + half + i));
+    }
+    for (; i < half; ++i) {
+        const float left = head[i];
+        const float right = head[half + i];
+        head[i] = left * cos[i] + right * sin[i];
+        head[half + i] = right * cos[half + i] + left * sin[half + i];
+    }
+}
+
 float exp_below(const float* x, std::int64_t columns, float greatest, float* out) {
     Floats sum{};
     std::int64_t i = 0;
@@ -94,8 +111,17 @@ void weighted_sum(const float* const* rows, const float* weights, std::int64_t c
     }
 }
 
+// The sigmoid is computed from exp(-|gate|) so that neither end overflows.
+void add_gated(const float* y, float gate, std::int64_t columns, float* out) {
+    const Floats e = exp_of_negative(splat(gate < 0.0F ? -gate : gate));
+    const Floats weight = (gate < 0.0F ? e : splat(1.0F)) / (e + 1.0F);
+    std::int64_t i = 0;
+    for (; i + kLanes <= columns; i += kLanes) store(out + i, load(out + i) + load(y + i) * weight);
+    for (; i < columns; ++i) out[i] = out[i] + y[i] * weight[0];
+}
+
 }  // namespace
 
-const RowKernels kRowKernels = {&rms_norm, &norm_and_rotate, &exp_below, &weighted_sum};
+const RowKernels kRowKernels = {&rms_norm, &norm_and_rotate, &rotate, &exp_below, &weighted_sum, &add_gated};
 
 }  // namespace fourlane::FOURLANE_ISA

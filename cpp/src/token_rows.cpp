@@ -47,12 +47,23 @@ void place_heads(HeadsView heads, const HeadTransform& transform, std::span<cons
     for (std::int64_t t = 0; t < heads.tokens; ++t) {
         float* row = heads.data + t * (turned * dim + place);
         for (std::int64_t h = 0; h < turned; ++h) {
-            kernels.norm_and_rotate(row + h * dim, transform.norm + h * dim, transform.cos + t * dim,
-                                    transform.sin + t * dim, dim, transform.eps);
+            const float *cos = transform.cos + t * dim, *sin = transform.sin + t * dim;
+            if (transform.norm == nullptr) {
+                kernels.rotate(row + h * dim, cos, sin, dim);
+            } else {
+                kernels.norm_and_rotate(row + h * dim, transform.norm + h * dim, cos, sin, dim, transform.eps);
+            }
         }
         const std::int64_t slot = slots[static_cast<std::size_t>(t)];
         std::copy_n(row + heads.heads * dim, place, keys + slot * place);
         std::copy_n(row + turned * dim, place, values + slot * place);
+    }
+}
+
+void add_gated(RowsView y, const float* gate, MutableRowsView out, InstructionSet set) {
+    const RowKernels& kernels = kernels_of(set);
+    for (std::int64_t r = 0; r < y.rows; ++r) {
+        kernels.add_gated(y.data + r * y.columns, gate[r], y.columns, out.data + r * y.columns);
     }
 }
 

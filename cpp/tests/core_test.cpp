@@ -207,6 +207,34 @@ void heads_are_normed_and_placed(InstructionSet set, std::int64_t head_dim) {
     expect(equal, "heads are normed and placed");
 }
 
+// Turned by a quarter without norms, heads' halves change places; gated rows are added.
+void heads_are_rotated_and_gated_rows_added(InstructionSet set, std::int64_t head_dim) {
+    std::vector<float> qkv = random_floats(3 * head_dim, 9);
+    const std::vector<float> before(qkv), cos(static_cast<std::size_t>(head_dim), 0.0F);
+    std::vector<float> sin(cos);
+    for (std::int64_t i = 0; i < head_dim; ++i) sin[static_cast<std::size_t>(i)] = i < head_dim / 2 ? -1.0F : 1.0F;
+    const std::vector<std::int64_t> slots{0};
+    std::vector<float> keys(static_cast<std::size_t>(head_dim)), values(keys);
+    fourlane::place_heads({qkv.data(), 1, 1, 1, head_dim}, {nullptr, cos.data(), sin.data(), 1e-6F}, slots, keys.data(),
+                          values.data(), set);
+    bool equal = true;
+    for (std::int64_t i = 0; i < head_dim / 2; ++i) {
+        const auto at = [&](std::int64_t row, std::int64_t dim) { return static_cast<std::size_t>(row * head_dim + dim); };
+        equal = equal && qkv[at(0, i)] == -before[at(0, head_dim / 2 + i)] && qkv[at(0, head_dim / 2 + i)] == before[at(0, i)];
+        equal = equal && keys[at(0, i)] == -before[at(1, head_dim / 2 + i)] && values[at(0, i)] == before[at(2, i)];
+    }
+    expect(equal, "heads without norms are rotated");
+    const std::vector<float> gates{0.0F, 90.0F, -90.0F};
+    std::vector<float> out(before.size(), 1.0F);
+    fourlane::add_gated({before.data(), 3, head_dim}, gates.data(), {out.data(), 3, head_dim}, set);
+    bool added = true;
+    for (std::int64_t i = 0; i < head_dim; ++i) {
+        const auto at = [&](std::int64_t row) { return static_cast<std::size_t>(row * head_dim + i); };
+        added = added && out[at(0)] == 1.0F + 0.5F * before[at(0)] && out[at(1)] == 1.0F + before[at(1)] && out[at(2)] == 1.0F;
+    }
+    expect(added, "rows are added by the sigmoid of their gates");
+}
+
 using fourlane::MeshEnd;
 using std::chrono::milliseconds;
 
@@ -303,6 +331,7 @@ int main() {
             heads_are_normed_and_placed(set, 2 * columns);
             float8_rows_keep_their_bound(set, columns);
             float8_rows_keep_their_bound(set, 128 + columns);
+            heads_are_rotated_and_gated_rows_added(set, 2 * columns);
         }
         expert_ffn_computes_each_row_once(set, 1);
         expert_ffn_computes_each_row_once(set, 45);

@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_random_checkpoint import Shape, write_checkpoint
 from one_process import OneProcess
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from fourlane.engine.model.config import resolve_model_path
 
@@ -54,6 +60,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
     },
     "bfloat16 in three shards, top-1": {"dtype": "bfloat16", "shards": 3, "top_k": 1, "heads": 4, "kv_heads": 2},
+    "Qwen2: a shared expert, biases of q, k and v, no norms of heads, a dense layer": {
+        "shared_expert_dim": 56,
+        "attention_bias": True,
+        "norm_topk_prob": False,
+        "mlp_only_layers": (1,),
+    },
+    "Qwen2 in bfloat16: no biases, two key heads of four": {
+        "shared_expert_dim": 24,
+        "dtype": "bfloat16",
+        "kv_heads": 2,
+    },
     "bundled": {},
 }
 
@@ -63,7 +80,7 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.theirs = Qwen3MoeForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.ours = {kernels: OneProcess.load(folder, kernels=kernels) for kernels in ("native", "torch")}
 
     def tokens(self, count: int, seed: int) -> list[int]:
@@ -176,6 +193,32 @@ def test_a_checkpoint_that_transformers_wrote_is_read(tmp_path: Path) -> None:
         **options,
     )
     theirs = Qwen3MoeForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    token_ids = torch.randint(0, 97, (20,)).tolist()
+    with torch.no_grad():
+        reference = theirs(torch.tensor([token_ids])).logits[0]
+    logits = OneProcess.load(tmp_path).logits(token_ids, chunks=[7])
+    torch.testing.assert_close(logits, reference, atol=TOLERANCE, rtol=0)
+
+
+def test_a_checkpoint_with_shared_experts_that_transformers_wrote_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=40,
+        initializer_range=0.3,
+    )
+    theirs = Qwen2MoeForCausalLM(config).eval()
+    for name, tensor in theirs.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(tensor, std=0.3)
     theirs.save_pretrained(tmp_path)
     token_ids = torch.randint(0, 97, (20,)).tolist()
     with torch.no_grad():

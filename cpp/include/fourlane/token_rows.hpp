@@ -25,7 +25,7 @@ struct HeadsView {
 
 // How query and key heads are normed and rotated.
 struct HeadTransform {
-    const float* norm;  // [heads + kv_heads, head_dim]
+    const float* norm;  // [heads + kv_heads, head_dim]; null: they are rotated only
     const float* cos;   // [tokens, head_dim]
     const float* sin;   // [tokens, head_dim], negative in the first half
     float eps;
@@ -35,6 +35,9 @@ struct HeadTransform {
 // place `slots[t]`; `keys` and `values` are [places][kv_heads][head_dim].
 void place_heads(HeadsView heads, const HeadTransform& transform, std::span<const std::int64_t> slots, float* keys,
                  float* values, InstructionSet set);
+
+// out[r] += y[r] * sigmoid(gate[r]), one gate a row.
+void add_gated(RowsView y, const float* gate, MutableRowsView out, InstructionSet set);
 
 // The `top_k` greatest logits of each row, greatest first (of equals the first), and their softmax: over all
 // logits, or if `renormalise` over the chosen ones. Both outputs are [rows, top_k].

@@ -105,7 +105,8 @@ def rotate(x_THd: Tensor, angles: Angles) -> Tensor:
 class TorchHeads:
     """What happens to a layer's heads between projection and attention: per-head norms, rotation, the cache.
 
-    `norm_Hd`: norm weights of every query head, then every key head, [heads + kv heads, head dim].
+    `norm_Hd`: norm weights of every query head, then every key head, [heads + kv heads, head dim]; [0, head dim] for
+    a model without such norms.
     """
 
     heads: int
@@ -127,7 +128,9 @@ class TorchHeads:
         """
         qkv_THd = self._heads_of(qkv_TN)
         qk_THd, v_THd = qkv_THd.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        normed_THd = F.rms_norm(qk_THd, self.norm_Hd.shape[1:], None, self.eps) * self.norm_Hd
+        normed_THd = qk_THd
+        if self.norm_Hd.shape[0]:
+            normed_THd = F.rms_norm(qk_THd, self.norm_Hd.shape[1:], None, self.eps) * self.norm_Hd
         qk_THd.copy_(rotate(normed_THd, angles))
         k_cache, v_cache = kv_QBShd.flatten(1, 2).unbind(0)
         k_cache.index_copy_(0, slot_T, qk_THd[:, self.heads :])

@@ -48,20 +48,28 @@ def dense_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{prefix}post_attention_layernorm.weight", (hidden,)
         for name, outputs in rows.items():
             yield f"{prefix}self_attn.{name}.weight", (outputs, hidden)
-            if config.attention_bias:
+            if config.qkv_bias:
                 yield f"{prefix}self_attn.{name}.bias", (outputs,)
         yield f"{prefix}self_attn.o_proj.weight", (hidden, rows["q_proj"])
-        if config.attention_bias:
+        if config.output_bias:
             yield f"{prefix}self_attn.o_proj.bias", (hidden,)
-        yield f"{prefix}self_attn.q_norm.weight", (head_dim,)
-        yield f"{prefix}self_attn.k_norm.weight", (head_dim,)
+        if config.head_norms:
+            yield f"{prefix}self_attn.q_norm.weight", (head_dim,)
+            yield f"{prefix}self_attn.k_norm.weight", (head_dim,)
         if config.is_moe(layer):
             yield f"{prefix}mlp.gate.weight", (config.experts, hidden)
+            yield from _shared_expert_tensors(config, f"{prefix}mlp.")
         else:
             yield from _mlp_tensors(f"{prefix}mlp.", hidden, config.dense_dim)
     yield "model.norm.weight", (hidden,)
     if not config.tie_embeddings:
         yield "lm_head.weight", (config.vocab_size, hidden)
+
+
+def _shared_expert_tensors(config: ModelConfig, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if config.shared_expert_dim:
+        yield from _mlp_tensors(f"{prefix}shared_expert.", config.hidden_size, config.shared_expert_dim)
+        yield f"{prefix}shared_expert_gate.weight", (1, config.hidden_size)
 
 
 def expert_tensors(config: ModelConfig, layer: int, expert: int) -> Iterator[tuple[str, tuple[int, ...]]]:

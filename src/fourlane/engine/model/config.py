@@ -15,17 +15,19 @@ from fourlane.errors import CheckpointError, UnsupportedModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ARCHITECTURE", "ModelConfig", "read_config", "resolve_model_path"]
+__all__ = ["ARCHITECTURES", "ModelConfig", "read_config", "resolve_model_path"]
 
-ARCHITECTURE = "Qwen3MoeForCausalLM"
+ARCHITECTURES = ("Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")
+_QWEN2_MOE = ARCHITECTURES[0]
 _DTYPES = ("float32", "bfloat16", "float16")
 _BUNDLED = "bundled"
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The shape of a `Qwen3MoeForCausalLM`.
+    """The shape of a model of one of the `ARCHITECTURES`.
 
-    `expert_dim` and `dense_dim` are the inner sizes of an expert and of a dense MLP. `dtype` is what
+    `expert_dim`, `shared_expert_dim` and `dense_dim` are the inner sizes of an expert, of the shared expert beside the
+    routed ones (0: there is none) and of a dense MLP. `head_norms`: query and key heads are normed. `dtype` is what
     the weights are stored in, as far as config.json says. `eos_token_ids` come from
     generation_config.json, else config.json; any of them ends a text.
     """
@@ -39,6 +41,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     experts: int
     top_k: int
     expert_dim: int
+    shared_expert_dim: int
     dense_dim: int
     mlp_only_layers: tuple[int, ...]
     decoder_sparse_step: int
@@ -46,7 +49,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float
     rms_eps: float
     tie_embeddings: bool
-    attention_bias: bool
+    head_norms: bool
+    qkv_bias: bool
+    output_bias: bool
     max_positions: int
     dtype: str | None
     eos_token_ids: tuple[int, ...]
@@ -154,6 +159,8 @@ class _Fields:
 
 
 def _config(fields: _Fields, generation: dict[str, Any]) -> ModelConfig:
+    qwen2 = fields.optional("architectures") == [_QWEN2_MOE]
+    attention_bias = not qwen2 and fields.boolean("attention_bias", default=False)
     heads = fields.integer("num_attention_heads")
     hidden_size = fields.integer("hidden_size")
     dtype = fields.optional("dtype", "torch_dtype")
@@ -173,6 +180,7 @@ def _config(fields: _Fields, generation: dict[str, Any]) -> ModelConfig:
         experts=fields.integer("num_experts", "num_local_experts"),
         top_k=fields.integer("num_experts_per_tok"),
         expert_dim=fields.integer("moe_intermediate_size"),
+        shared_expert_dim=fields.integer("shared_expert_intermediate_size") if qwen2 else 0,
         dense_dim=fields.integer("intermediate_size", default=1),
         mlp_only_layers=fields.integers("mlp_only_layers"),
         decoder_sparse_step=fields.integer("decoder_sparse_step", default=1),
@@ -180,7 +188,9 @@ def _config(fields: _Fields, generation: dict[str, Any]) -> ModelConfig:
         rope_theta=_rope_theta(fields),
         rms_eps=fields.number("rms_norm_eps", default=1e-6),
         tie_embeddings=fields.boolean("tie_word_embeddings", default=False),
-        attention_bias=fields.boolean("attention_bias", default=False),
+        head_norms=not qwen2,
+        qkv_bias=fields.boolean("qkv_bias", default=True) if qwen2 else attention_bias,
+        output_bias=attention_bias,
         max_positions=fields.integer("max_position_embeddings", default=32768),
         dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
         eos_token_ids=eos,
@@ -205,8 +215,10 @@ def _unsupported(raw: dict[str, Any]) -> list[str]:
     rope_type = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
     kinds = sorted({str(kind) for kind in raw.get("layer_types") or []} - {"full_attention"})
+    architectures = raw.get("architectures")
+    served = architectures in [[name] for name in ARCHITECTURES]
     checks: list[tuple[str, object, bool, str]] = [
-        ("architectures", raw.get("architectures"), raw.get("architectures") == [ARCHITECTURE], f'["{ARCHITECTURE}"]'),
+        ("architectures", architectures, served, " or ".join(f'["{name}"]' for name in ARCHITECTURES)),
         ("rope_parameters.rope_type", rope_type, rope_type == "default", '"default" (no rope scaling)'),
         ("sliding_window", window, window is None, "none in use (use_sliding_window false)"),
         ("layer_types", kinds, not kinds, '"full_attention" only'),

@@ -27,6 +27,7 @@ __all__ = [
     "PackedExperts",
     "PackedLinear",
     "PagedAttention",
+    "add_gated",
     "choose_experts",
     "place_heads",
     "rms_norm",
@@ -221,13 +222,24 @@ def place_heads(
 
     Args:
         qkv_TN: float32 [tokens, (heads + 2 * kv heads) * head dim], contiguous: query, key and value heads.
-        norm_Hd: float32 [heads + kv heads, head dim], the norms' weights.
+        norm_Hd: float32 [heads + kv heads, head dim], the norms' weights; [0, head dim]: heads are rotated only.
         eps: of the norms.
         cos_sin: float32 [tokens, head dim] each; sin is negative in the first half.
         slot_T: int64, block * block_size + offset of each token.
         kv_QBShd: one layer's pages, float32 [2 (K, V), blocks, block_size, kv heads, head dim], contiguous.
     """
     _native.place_heads(qkv_TN.numpy(), norm_Hd.numpy(), *cos_sin, eps, slot_T.numpy(), kv_QBShd.numpy())
+
+
+def add_gated(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor) -> None:
+    """Add y * sigmoid(gate) to x in place; the GIL is released.
+
+    Args:
+        x_TD: float32 [tokens, model dim], on CPU, contiguous.
+        y_TD: float32 of the same shape.
+        gate_T1: float32 [tokens, 1].
+    """
+    _native.add_gated(_array(y_TD), _array(gate_T1)[:, 0], x_TD.numpy())
 
 
 def choose_experts(logits_TE: Tensor, top_k: int, *, renormalise: bool) -> tuple[Tensor, Tensor]:

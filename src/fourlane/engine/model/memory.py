@@ -124,7 +124,8 @@ def _work_space(config: ModelConfig, chunk_tokens: int) -> int:
     heads = (config.heads + 2 * config.kv_heads) * config.head_dim
     routed = config.top_k * (2 * config.hidden_size + 3 * config.expert_dim)
     dense = 3 * config.dense_dim if len(config.moe_layers) < config.layers else 0
-    token = 6 * config.hidden_size + 4 * heads + max(routed, dense)
+    shared = config.hidden_size + 3 * config.shared_expert_dim if config.shared_expert_dim else 0
+    token = 6 * config.hidden_size + 4 * heads + max(routed + shared, dense)
     return 4 * (chunk_tokens * token + 3 * _SAMPLED_ROWS * config.vocab_size)
 
 

@@ -1,4 +1,4 @@
-"""The mixture of experts of one layer: router, routed experts, and the dense MLP of layers without.
+"""The mixture of experts of one layer: router, routed experts, shared expert, and the dense MLP of layers without.
 
 Where tokens go between router and experts is the exchange's business (`engine.exchange`).
 """
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
     from fourlane.engine.model.linear import Linear
 
-__all__ = ["DenseMlp", "Experts", "Mlp", "MovableExperts", "NativeMlp", "NativeRouter", "Router", "TorchExperts"]
+__all__ = [
+    "DenseMlp",
+    "Experts",
+    "Mlp",
+    "MovableExperts",
+    "NativeMlp",
+    "NativeRouter",
+    "NativeSharedExpert",
+    "Router",
+    "SharedExpert",
+    "TorchExperts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,7 @@ class TorchExperts:
 
 
 class Mlp(Protocol):
-    """The MLP of a layer without experts."""
+    """The MLP of a layer without experts, or of a shared expert."""
 
     def __call__(self, x_TD: Tensor, /) -> Tensor:
         """Return [tokens, model dim]."""
@@ -154,7 +165,7 @@ class NativeMlp:
 
 @dataclass(frozen=True, slots=True)
 class DenseMlp:
-    """The gated MLP of a layer without experts; gate and up are one projection, gate first."""
+    """A gated MLP; gate and up are one projection, gate first."""
 
     gate_up: Linear
     down: Linear
@@ -162,6 +173,32 @@ class DenseMlp:
     def __call__(self, x_TD: Tensor) -> Tensor:
         """Return down(silu(gate(x)) * up(x))."""
         return self.down(_gated(self.gate_up(x_TD)))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExpert:
+    """The expert that every token goes to, on the rank where the token is.
+
+    `gate` gives the logit of its weight, [tokens, 1].
+    """
+
+    mlp: Mlp
+    gate: Linear
+
+    def add_to(self, x_TD: Tensor, h_TD: Tensor) -> None:
+        """Add its outputs for `h_TD`, weighted by the sigmoid of the gate, to `x_TD` in place."""
+        x_TD.addcmul_(torch.sigmoid(self.gate(h_TD)), self.mlp(h_TD))
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSharedExpert(SharedExpert):
+    """The same on CPU, in float32."""
+
+    def add_to(self, x_TD: Tensor, h_TD: Tensor) -> None:
+        """Add as `SharedExpert` does; a token's result does not depend on what else is in the batch."""
+        from fourlane.engine.model.cpu_kernels import add_gated
+
+        add_gated(x_TD, self.mlp(h_TD), self.gate(h_TD))
 
 
 def _gated(h_RF: Tensor) -> Tensor:

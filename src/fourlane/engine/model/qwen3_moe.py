@@ -1,4 +1,4 @@
-"""The causal language model `Qwen3MoeForCausalLM`: loading it, and its forward pass.
+"""The causal language models `Qwen3MoeForCausalLM` and `Qwen2MoeForCausalLM`: loading one, and its forward pass.
 
 On CPU rows are computed in float32 (KV too) with float32 or bfloat16 weights in native kernels; on
 CUDA in the type of the weights, in PyTorch. The forward pass is a generator: it yields every
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fourlane.engine.exchange.contract import Exchange, Pending
     from fourlane.engine.model.config import ModelConfig
     from fourlane.engine.model.linear import RmsNorm
-    from fourlane.engine.model.moe import Mlp, MovableExperts, Router
+    from fourlane.engine.model.moe import Mlp, MovableExperts, Router, SharedExpert
     from fourlane.engine.model.weights import Kernels
     from fourlane.policy.placement import Placement
     from fourlane.policy.stages import Stage
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class MoeBlock:
-    """A layer's router and the experts this rank holds; `index` counts the layers that have experts.
+    """A layer's router, the experts this rank holds, and the shared one; `index` counts the layers that have experts.
 
     `experts` may be replaced between two steps, together with the layer's row of the placement.
     """
@@ -55,6 +55,7 @@ class MoeBlock:
     index: int
     router: Router
     experts: MovableExperts
+    shared: SharedExpert | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class CausalLM:
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages of `forward`: one for each time it yields, and the last."""
-        return model_stages([self.config.is_moe(layer) for layer in range(self.config.layers)], shared=False)
+        config = self.config
+        return model_stages([config.is_moe(layer) for layer in range(config.layers)], shared=config.shared_expert_dim > 0)
 
     def forward(
         self, batch: StepBatch, kv_LQBShd: Tensor, exchange: Exchange, placement: Placement
@@ -149,7 +151,10 @@ class CausalLM:
             block = layer.mlp
             if isinstance(block, MoeBlock):
                 topk_TK, weights_TK = block.router(h_TD)
-                received = yield exchange.dispatch(h_TD, topk_TK, weights_TK, placement, layer=block.index)
+                pending = exchange.dispatch(h_TD, topk_TK, weights_TK, placement, layer=block.index)
+                if block.shared is not None:
+                    block.shared.add_to(x_TD, h_TD)  # while rows are on their way
+                received = yield pending
                 y_RD = block.experts(received.x_RD, received.offset_S1)
                 x_TD += yield exchange.combine(y_RD, received)
             else:
@@ -232,17 +237,21 @@ def _layer(reader: WeightReader, layer: int, placement: Placement, rank: int) ->
     attention = f"{prefix}self_attn."
     if config.is_moe(layer):
         index = config.moe_layers.index(layer)
-        router = reader.router(f"{prefix}mlp.gate.weight")
-        mlp = MoeBlock(index, router, reader.experts(layer, placement.experts_of(rank, index).tolist()))
+        mlp = MoeBlock(
+            index,
+            reader.router(f"{prefix}mlp.gate.weight"),
+            reader.experts(layer, placement.experts_of(rank, index).tolist()),
+            reader.shared_expert(f"{prefix}mlp."),
+        )
     else:
-        mlp = reader.mlp(f"{prefix}mlp.")
+        mlp = reader.mlp(f"{prefix}mlp.", config.dense_dim)
     return _Layer(
         attention_norm=reader.norm(f"{prefix}input_layernorm.weight"),
         attention=Attention(
             layer=layer,
-            qkv=reader.linear(f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"),
+            qkv=reader.linear(*(f"{attention}{name}_proj" for name in "qkv"), bias=config.qkv_bias),
             heads=reader.heads(f"{attention}q_norm.weight", f"{attention}k_norm.weight"),
-            out=reader.linear(f"{attention}o_proj"),
+            out=reader.linear(f"{attention}o_proj", bias=config.output_bias),
         ),
         mlp_norm=reader.norm(f"{prefix}post_attention_layernorm.weight"),
         mlp=mlp,

@@ -15,7 +15,15 @@ import torch
 from fourlane.engine.model.attention import NativeHeads, TorchHeads
 from fourlane.engine.model.checkpoint import Checkpoint
 from fourlane.engine.model.linear import NativeLinear, NativeRmsNorm, RmsNorm, TorchLinear
-from fourlane.engine.model.moe import DenseMlp, NativeMlp, NativeRouter, Router, TorchExperts
+from fourlane.engine.model.moe import (
+    DenseMlp,
+    NativeMlp,
+    NativeRouter,
+    NativeSharedExpert,
+    Router,
+    SharedExpert,
+    TorchExperts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,9 +78,11 @@ class WeightReader:
         return kind(self.vector(name), self.config.rms_eps)
 
     def heads(self, query_norm: str, key_norm: str) -> TorchHeads:
-        """Return what norms and rotates a layer's heads and writes K and V into pages."""
+        """Return what norms (where the model does) and rotates a layer's heads and writes K and V into pages."""
         config = self.config
-        norm_N = self.vector(*[query_norm] * config.heads, *[key_norm] * config.kv_heads)
+        norm_N = torch.empty(0, dtype=self.activations, device=self.device)
+        if config.head_norms:
+            norm_N = self.vector(*[query_norm] * config.heads, *[key_norm] * config.kv_heads)
         kind = NativeHeads if self.kernels == "native" else TorchHeads
         return kind(config.heads, config.kv_heads, config.rms_eps, norm_N.view(-1, config.head_dim))
 
@@ -80,13 +90,11 @@ class WeightReader:
         """Return a weight as it is, in the held type."""
         return self._keep(self.checkpoint.tensor(name).to(self.device, self.weights, copy=True))
 
-    def linear(self, *names: str) -> Linear:
-        """Return projections of one input as one, outputs one after the other, with bias if they have one."""
+    def linear(self, *names: str, bias: bool = False) -> Linear:
+        """Return projections of one input as one, outputs one after the other, with their biases on request."""
         weights = [self.checkpoint.tensor(f"{name}.weight") for name in names]
-        bias = None
-        if self.config.attention_bias and ".self_attn." in names[0]:
-            bias = self.vector(*(f"{name}.bias" for name in names))
-        return self._linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+        bias_N = self.vector(*(f"{name}.bias" for name in names)) if bias else None
+        return self._linear(weights[0] if len(weights) == 1 else torch.cat(weights), bias_N)
 
     def output_head(self, embedding_VD: Tensor) -> Linear:
         """Return the projection to the vocabulary; `embedding_VD` again where the model ties them."""
@@ -102,10 +110,19 @@ class WeightReader:
         kind = NativeRouter if self.kernels == "native" else Router
         return kind(score, top_k=self.config.top_k, renormalise=self.config.norm_topk_prob)
 
-    def mlp(self, prefix: str) -> Mlp:
-        """Return the dense MLP of a layer without experts."""
+    def shared_expert(self, prefix: str) -> SharedExpert | None:
+        """Return the expert of a layer that every token goes to; None: the model has none."""
+        if not self.config.shared_expert_dim:
+            return None
+        mlp = self.mlp(f"{prefix}shared_expert.", self.config.shared_expert_dim)
+        gate = self._linear(self.checkpoint.tensor(f"{prefix}shared_expert_gate.weight"), None, dtype=self.activations)
+        kind = NativeSharedExpert if self.kernels == "native" else SharedExpert
+        return kind(mlp, gate)
+
+    def mlp(self, prefix: str, inner: int) -> Mlp:
+        """Return a dense MLP of an inner size."""
         if self.kernels == "native":
-            return NativeMlp(self._native_experts([prefix], self.config.dense_dim))
+            return NativeMlp(self._native_experts([prefix], inner))
         return DenseMlp(self.linear(f"{prefix}gate_proj", f"{prefix}up_proj"), self.linear(f"{prefix}down_proj"))
 
     def experts(self, layer: int, experts: Sequence[int]) -> MovableExperts:
