@@ -46,9 +46,7 @@ def place_heads(
     pages: NDArray[np.float32],
     isa: str = "",
 ) -> None: ...
-def add_gated(
-    y: NDArray[np.float32], gate: NDArray[np.float32], out: NDArray[np.float32], isa: str = ""
-) -> None: ...
+def add_gated(y: NDArray[np.float32], gate: NDArray[np.float32], out: NDArray[np.float32], isa: str = "") -> None: ...
 def choose_experts(
     logits: NDArray[np.float32],
     renormalise: bool,

@@ -109,11 +109,12 @@ def test_float8_rounds_alike_wherever_experts_are(ranks: int, launch: Launch) ->
 
 
 @over(ranks=(2, 3), only=lambda name: name == "tcp")
-def test_a_models_logits_are_the_same_bits_over_replicas(ranks: int, launch: Launch, tmp_path: Path) -> None:
-    shape = Shape(
-        vocab=512, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, experts=10, top_k=3, expert_dim=40, seed=6
-    )
-    write_checkpoint(tmp_path / "model", shape)
+@pytest.mark.parametrize("shared", [0, 48])
+def test_a_models_logits_are_the_same_bits_over_replicas(
+    ranks: int, shared: int, launch: Launch, tmp_path: Path
+) -> None:
+    sizes = {"vocab": 512, "hidden": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "expert_dim": 40}
+    write_checkpoint(tmp_path / "model", Shape(**sizes, experts=10, top_k=3, shared_expert_dim=shared, seed=6))
     launch("a_models_logits", ranks)
 
 

@@ -84,13 +84,11 @@ def test_a_piece_of_a_chunk_is_no_decoded_token() -> None:
     assert split_step(Step([decoding], more=False))[0].parts[0].decodes
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
+@pytest.fixture(scope="module", params=[0, 24], ids=["without a shared expert", "with a shared expert"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
     folder = tmp_path_factory.mktemp("model")
-    shape = Shape(
-        vocab=64, hidden=32, layers=3, heads=4, kv_heads=2, head_dim=8, experts=6, top_k=2, expert_dim=16, seed=5
-    )
-    write_checkpoint(folder, shape)
+    sizes = {"vocab": 64, "hidden": 32, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 8, "expert_dim": 16}
+    write_checkpoint(folder, Shape(**sizes, experts=6, top_k=2, shared_expert_dim=request.param, seed=5))
     placement = linear_placement(layers=3, experts=6, ranks=1)
     return load_model(folder, device="cpu", placement=placement, rank=0)
 

@@ -48,13 +48,19 @@ def test_a_normed_row_is_right_and_has_the_same_bits_alone(isa: str, columns: in
 
 
 def place(
-    kind: type[TorchHeads], shape: tuple[int, int, int], qkv_TN: Any, positions: list[int], slots: list[int]
+    kind: type[TorchHeads],
+    shape: tuple[int, int, int],
+    qkv_TN: Any,
+    positions: list[int],
+    slots: list[int],
+    *,
+    normed: bool = True,
 ) -> tuple[Any, Any]:
     """Return the heads and the pages; pages begin as -1."""
     heads, kv_heads, head_dim = shape
     pages = torch.full((2, 4, 8, kv_heads, head_dim), -1.0)
     angles = Rope.of(10000.0, head_dim, torch.device("cpu")).at(torch.tensor(positions), torch.float32)
-    norm_Hd = random(heads + kv_heads, head_dim, seed=2)
+    norm_Hd = random(heads + kv_heads if normed else 0, head_dim, seed=2)
     slot_T = torch.tensor(slots, dtype=torch.int64)
     return kind(heads, kv_heads, 1e-6, norm_Hd)(qkv_TN.clone(), angles, slot_T, pages), pages
 
@@ -63,15 +69,17 @@ def place(
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.sampled_from([2, 16, 24, 32, 128])),
     slots=st.lists(st.integers(0, 31), max_size=9, unique=True),
+    normed=st.booleans(),
 )
-def test_heads_and_pages_equal_torch(shape: tuple[int, int, int], slots: list[int]) -> None:
+def test_heads_and_pages_equal_torch(shape: tuple[int, int, int], slots: list[int], *, normed: bool) -> None:
     qkv_TN = random(len(slots), (shape[0] + 2 * shape[1]) * shape[2])
     positions = list(range(len(slots)))
-    found = place(NativeHeads, shape, qkv_TN, positions, slots)
-    for native, reference in zip(found, place(TorchHeads, shape, qkv_TN, positions, slots), strict=True):
+    found = place(NativeHeads, shape, qkv_TN, positions, slots, normed=normed)
+    references = place(TorchHeads, shape, qkv_TN, positions, slots, normed=normed)
+    for native, reference in zip(found, references, strict=True):
         torch.testing.assert_close(native, reference, rtol=2e-6, atol=2e-6)
     for token, slot in enumerate(slots):
-        alone = place(NativeHeads, shape, qkv_TN[token : token + 1], [token], [slot])
+        alone = place(NativeHeads, shape, qkv_TN[token : token + 1], [token], [slot], normed=normed)
         assert torch.equal(alone[0][0], found[0][token])
 
 
@@ -81,6 +89,20 @@ def test_a_place_outside_the_pages_is_refused_and_nothing_is_written() -> None:
             place(NativeHeads, (2, 1, 16), random(2, 64), [0, 1], slots)
     with pytest.raises(ValueError, match="qkv"):
         place(NativeHeads, (2, 1, 16), random(2, 80), [0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("columns", [1, 15, 16, 33])
+def test_gated_rows_are_added_by_the_sigmoid_of_their_gates_whatever_these_are(isa: str, columns: int) -> None:
+    y, before = random(7, columns).numpy(), random(7, columns, seed=1).numpy()
+    gates = np.array([0, 1.5, -1.5, 20, -20, 1000, -1000], dtype=np.float32)
+    out = before.copy()
+    _native.add_gated(y, gates, out, isa)
+    wide = 1 / (1 + np.exp(-np.clip(gates.astype(np.float64), -700, 700)))
+    np.testing.assert_allclose(out, before + y * wide[:, None], rtol=2e-6, atol=1e-6)
+    assert np.array_equal(out[6], before[6])
+    with pytest.raises(ValueError, match="a gate for each row"):
+        _native.add_gated(y, gates[:6], out, isa)
 
 
 class Given:

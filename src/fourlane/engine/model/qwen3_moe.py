@@ -119,7 +119,9 @@ class CausalLM:
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages of `forward`: one for each time it yields, and the last."""
         config = self.config
-        return model_stages([config.is_moe(layer) for layer in range(config.layers)], shared=config.shared_expert_dim > 0)
+        return model_stages(
+            [config.is_moe(layer) for layer in range(config.layers)], shared=config.shared_expert_dim > 0
+        )
 
     def forward(
         self, batch: StepBatch, kv_LQBShd: Tensor, exchange: Exchange, placement: Placement

@@ -70,6 +70,14 @@ def test_the_command_line_writes_what_its_options_say(tmp_path: Path, capsys: py
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == 0
 
 
+def test_a_shared_expert_makes_it_a_qwen2(tmp_path: Path) -> None:
+    make_random_checkpoint.main([str(tmp_path), "--layers", "1", "--hidden", "32", "--shared-expert-dim", "40"])
+    assert read_config(tmp_path).shared_expert_dim == 40
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert tensors["model.layers.0.mlp.shared_expert.up_proj.weight"].shape == (40, 32)
+    assert not any("_norm" in name and "self_attn" in name for name in tensors)
+
+
 def test_the_defaults_are_the_benchmark_model() -> None:
     shape = make_random_checkpoint.Shape()
     parameters = sum(torch.Size(dims).numel() for _, dims, _ in make_random_checkpoint._tensors(shape))

@@ -245,14 +245,29 @@ def test_the_budget_is_printed_and_a_shortage_refused_before_anything_is_read(
     assert "3.0 MiB  in this test" in lines[6]
 
 
+@pytest.mark.parametrize("shared_expert_dim", [0, 512])
 def test_the_budget_of_weights_is_what_loading_then_holds(
-    small_checkpoint: Write, caplog: pytest.LogCaptureFixture
+    small_checkpoint: Write, caplog: pytest.LogCaptureFixture, shared_expert_dim: int
 ) -> None:
-    folder = small_checkpoint(hidden=128, heads=8, kv_heads=4, head_dim=32, expert_dim=64, dense_dim=96, vocab=512)
+    sizes = {"hidden": 128, "heads": 8, "kv_heads": 4, "head_dim": 32, "expert_dim": 64, "dense_dim": 96, "vocab": 512}
+    folder = small_checkpoint(**sizes, shared_expert_dim=shared_expert_dim)
     with caplog.at_level("INFO"):
         model = load_model(folder, device="cpu", placement=placement_for(folder), rank=0)
     logged = dict(re.findall(r"memory: (dense weights|experts)\s+([\d.]+) MiB", caplog.text))
     assert sum(float(size) for size in logged.values()) == pytest.approx(model.weights_bytes / 2**20, rel=0.05)
+
+
+def test_the_budget_counts_shared_experts_on_every_rank_and_what_they_work_with(small_checkpoint: Write) -> None:
+    def budget(shared_expert_dim: int) -> MemoryBudget:
+        folder = small_checkpoint(f"shared {shared_expert_dim}", shared_expert_dim=shared_expert_dim)
+        options: Any = {"weights": torch.float32, "device": torch.device("cpu"), "kv_memory": 0, "chunk_tokens": 100}
+        return memory.memory_budget(read_config(folder), placement_for(folder, ranks=2), 1, **options)
+
+    small, large = budget(32), budget(64)
+    two_layers = 2 * 3 * 32 * 48 * 4  # more rows of gate, up and down
+    assert large.dense - small.dense == two_layers
+    assert large.experts == small.experts
+    assert large.work - small.work == 100 * 3 * 32 * 4
 
 
 def test_what_is_available_is_positive_and_named() -> None:

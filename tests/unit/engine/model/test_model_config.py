@@ -47,6 +47,36 @@ QWEN3_30B: dict[str, Any] = {
 }
 
 
+QWEN15_A27B: dict[str, Any] = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "max_position_embeddings": 8192,
+    "max_window_layers": 21,
+    "model_type": "qwen2_moe",
+    "moe_intermediate_size": 1408,
+    "norm_topk_prob": False,
+    "num_attention_heads": 16,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 16,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "shared_expert_intermediate_size": 5632,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+"""Source: huggingface.co/Qwen/Qwen1.5-MoE-A2.7B, config.json (what decides the computation)."""
+
+
 def folder_with(tmp_path: Path, **changed: object) -> Path:
     raw = {name: value for name, value in {**QWEN3_30B, **changed}.items() if value is not ...}
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -62,6 +92,31 @@ def test_the_config_of_qwen3_30b_is_read_in_full(tmp_path: Path) -> None:
     assert config.eos_token_ids == (151645, 151643)
     assert config.bos_token_id == 151643
     assert config.moe_layers == tuple(range(48))
+
+
+def test_the_config_of_a_model_with_shared_experts_is_read_in_full(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN15_A27B))
+    config = read_config(tmp_path)
+    assert (config.experts, config.top_k, config.expert_dim, config.shared_expert_dim) == (60, 4, 1408, 5632)
+    assert (config.head_dim, config.head_norms, config.qkv_bias, config.output_bias) == (128, False, True, False)
+    assert config.moe_layers == tuple(range(24))
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN15_A27B, "qkv_bias": False}))
+    assert not read_config(tmp_path).qkv_bias
+
+
+def test_a_model_with_shared_experts_must_say_how_large_they_are(tmp_path: Path) -> None:
+    without = {name: value for name, value in QWEN15_A27B.items() if name != "shared_expert_intermediate_size"}
+    (tmp_path / "config.json").write_text(json.dumps(without))
+    with pytest.raises(CheckpointError, match="shared_expert_intermediate_size: expected an integer of at least 1"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_bias_of_qwen3_is_one_of_all_projections_and_heads_are_normed(tmp_path: Path, *, bias: bool) -> None:
+    config = read_config(folder_with(tmp_path, attention_bias=bias))
+    assert (config.qkv_bias, config.output_bias) == (bias, bias)
+    assert config.head_norms
+    assert config.shared_expert_dim == 0
 
 
 def test_names_of_transformers_5_are_understood(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fourlane.engine.batch import StepBatch
 from fourlane.engine.model.attention import NativeAttention, Rope, TorchAttention, rotate
 from fourlane.engine.model.cpu_kernels import PackedExperts, PackedLinear
 from fourlane.engine.model.linear import NativeLinear, RmsNorm, TorchLinear
-from fourlane.engine.model.moe import DenseMlp, NativeMlp, Router, TorchExperts
+from fourlane.engine.model.moe import DenseMlp, NativeMlp, NativeSharedExpert, Router, SharedExpert, TorchExperts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,25 @@ def test_a_dense_mlp_is_the_same_in_native_kernels_and_in_torch() -> None:
     in_torch = DenseMlp(TorchLinear(torch.cat((gate[0], up[0]))), TorchLinear(down[0]))(x_TD)
     native = NativeMlp(PackedExperts.from_tensors(gate, up, down))(x_TD)
     torch.testing.assert_close(native, in_torch, atol=1e-3, rtol=1e-4)
+
+
+def test_a_shared_expert_is_weighted_by_its_gate_and_a_row_has_the_same_bits_alone() -> None:
+    gate, up, down = expert_weights(1, torch.float32)
+    score = PackedLinear.from_tensor(10 * torch.randn(1, MODEL, generator=torch.Generator().manual_seed(3)))
+    mlp = NativeMlp(PackedExperts.from_tensors(gate, up, down))
+    x_TD, h_TD = torch.randn(2, 9, MODEL, generator=torch.Generator().manual_seed(4))
+    native, in_torch = x_TD.clone(), x_TD.clone()
+    NativeSharedExpert(mlp, score).add_to(native, h_TD)
+    SharedExpert(mlp, score).add_to(in_torch, h_TD)
+    weight_T1 = torch.sigmoid(score(h_TD))
+    assert weight_T1.min() < 1e-3
+    assert weight_T1.max() > 0.999
+    torch.testing.assert_close(native, x_TD + weight_T1 * mlp(h_TD), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(native, in_torch, atol=1e-5, rtol=1e-5)
+    for row in range(9):
+        alone = x_TD[row : row + 1].clone()
+        NativeSharedExpert(mlp, score).add_to(alone, h_TD[row : row + 1])
+        assert torch.equal(alone[0], native[row])
 
 
 def test_a_bias_is_added_in_both_kinds_of_projection() -> None:

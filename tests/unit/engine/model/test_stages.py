@@ -9,7 +9,7 @@ from one_process import OneProcess
 
 from fourlane.engine.exchange.contract import TURN
 from fourlane.engine.model.attention import Attention
-from fourlane.engine.model.moe import NativeMlp, NativeRouter
+from fourlane.engine.model.moe import NativeMlp, NativeRouter, NativeSharedExpert
 from fourlane.policy.stages import Stage, model_stages
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ class Recorder:
 
         def noted(*arguments: Any, **options: Any) -> Any:
             self.parts.append(part)
-            return function(*arguments, **options)
+            begun = len(self.parts)
+            result = function(*arguments, **options)
+            del self.parts[begun:]  # a shared expert is an MLP, too
+            return result
 
         return noted
 
@@ -60,6 +63,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     monkeypatch.setattr(Attention, "attend", recorder.calls("attention 1", Attention.attend))
     monkeypatch.setattr(NativeRouter, "__call__", recorder.calls("router", NativeRouter.__call__))
     monkeypatch.setattr(NativeMlp, "__call__", recorder.calls("mlp", NativeMlp.__call__))
+    monkeypatch.setattr(NativeSharedExpert, "add_to", recorder.calls("shared expert", NativeSharedExpert.add_to))
     return recorder
 
 
@@ -91,11 +95,14 @@ def stages_of_a_pass(ours: OneProcess, recorder: Recorder, monkeypatch: pytest.M
     return recorder.stages
 
 
+@pytest.mark.parametrize("shared_expert_dim", [0, 24])
 def test_the_list_is_what_the_model_computes_between_its_yields(
-    small_checkpoint: Callable[..., Path], recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Callable[..., Path], recorder: Recorder, monkeypatch: pytest.MonkeyPatch, shared_expert_dim: int
 ) -> None:
-    ours = OneProcess.load(small_checkpoint(layers=4, mlp_only_layers=(0, 2)))
+    folder = small_checkpoint(layers=4, mlp_only_layers=(0, 2), shared_expert_dim=shared_expert_dim)
+    ours = OneProcess.load(folder)
     listed = [(stage.parts, stage.then) for stage in ours.model.stages()]
+    assert any("shared expert" in parts for parts, _ in listed) == (shared_expert_dim > 0)
     assert stages_of_a_pass(ours, recorder, monkeypatch) == listed
     assert [stage.layer for stage in ours.model.stages()] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 4]
 
