@@ -6,11 +6,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
 from exchange_parts import run_command
 from recorded_parts import Bar, Part, Section
 
+from fourlane.report.overlap_plots import Case
 from fourlane.report.tables import number, percent
 
 if TYPE_CHECKING:
@@ -18,22 +20,21 @@ if TYPE_CHECKING:
 
 __all__ = ["PARTS"]
 
-Case = dict[str, Any]
-
 GAIN, LEAST, MOST = 1.3, 0.4, 0.6
-SHAPE = {"layers": 4, "hidden": 256, "experts": 32, "top-k": 4, "expert-dim": 512, "vocab": 1024}
-"""Experts four times as wide as the benchmark model's: as much computing as 500 Mbit/s links carry."""
+SHAPE = {"layers": 4, "hidden": 256, "experts": 8, "top-k": 4, "expert-dim": 1536, "vocab": 1024}
+"""Wide experts: about as much computing as 200 Mbit/s links carry meanwhile. Faster ones cost the two cores, which
+forward every packet, as much as the model does."""
 TOOL = Path(__file__).parents[1] / "tools" / "make_random_checkpoint.py"
 
 
 def prefill() -> Part:
     """Measure prefill passes."""
-    return _passes("prefill", "--tokens", "32,128,256", "--link", "500Mbps,1Gbps")
+    return _passes("prefill", "--tokens", "32,128,256", "--link", "200Mbps,500Mbps")
 
 
 def decode() -> Part:
     """Measure decode passes."""
-    return _passes("decode", "--context", "64", "--tokens", "32,128,256", "--link", "500Mbps,1Gbps")
+    return _passes("decode", "--context", "64", "--tokens", "32,128,256", "--link", "200Mbps,500Mbps")
 
 
 PARTS: dict[str, Callable[[], Part]] = {"prefill": prefill, "decode": decode}
@@ -45,13 +46,12 @@ def _passes(phase: str, *wanted: str) -> Part:
         shape = [word for name, value in SHAPE.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, str(TOOL), str(model), *shape], check=True, stdout=subprocess.DEVNULL)
         run = run_command("overlap", "--model", str(model), "--phase", phase, *wanted, "--seconds", "0.5")
-    cases: list[Case] = run["cases"]
+    cases = msgspec.convert(run["cases"], list[Case])
     bars = []
     for case in cases:
-        gain, waiting = case["single_s"] / case["dual_s"], case["waiting"]
-        if LEAST <= waiting <= MOST:
-            claim = f"two streams, {phase}, {_place(case)}, {percent(waiting)} communication: beside one"
-            bars.append(Bar(claim, f">= {GAIN} times", f"{gain:.2f} times", met=gain >= GAIN))
+        if LEAST <= case.communication <= MOST:
+            claim = f"two streams, {phase}, {_place(case)}, {percent(case.communication)} communication: beside one"
+            bars.append(Bar(claim, f">= {GAIN} times", f"{case.gain:.2f} times", met=case.gain >= GAIN))
     if not bars:
         claim = f"two streams, {phase}: cases with 40 to 60 % communication"
         bars.append(Bar(claim, ">= 1", "0", met=False))
@@ -60,7 +60,8 @@ def _passes(phase: str, *wanted: str) -> Part:
         "tokens a rank",
         "gloo, ms",
         "tcp, ms",
-        "of it waiting",
+        "computing alone, ms",
+        "communication",
         "two streams, ms",
         "gain",
         "at most",
@@ -68,8 +69,8 @@ def _passes(phase: str, *wanted: str) -> Part:
     )
     text = (
         "A random model: {layers} layers, hidden {hidden}, {experts} experts of inner size {expert-dim}, top {top-k}; "
-        "two ranks, each in a host of the lab. Waiting is that of the rank that waits least. Medians of three rounds "
-        "in turns; all ways choose the same tokens. "
+        "two ranks, each in a host of the lab. Computing alone is as many rows on each rank, none exchanged. Medians "
+        "of three rounds in turns; all that exchange choose the same tokens. "
     ).format(**SHAPE)
     return Part(
         title=f"Two streams: {phase}",
@@ -81,18 +82,17 @@ def _passes(phase: str, *wanted: str) -> Part:
 
 
 def _place(case: Case) -> str:
-    return f"{case['link']}, {case['tokens']} tokens a rank"
+    return f"{case.link}, {case.tokens} tokens a rank"
 
 
 def _row(case: Case) -> tuple[str, ...]:
-    gloo, single, dual, waiting = case["gloo_s"], case["single_s"], case["dual_s"], case["waiting"]
     return (
-        case["link"],
-        f"{case['tokens']:,}",
-        *(number(seconds * 1e3) for seconds in (gloo, single)),
-        percent(waiting),
-        number(dual * 1e3),
-        f"{single / dual:.2f}",
-        f"{1 / max(waiting, 1 - waiting):.2f}",
-        f"{gloo / dual:.2f}",
+        case.link,
+        f"{case.tokens:,}",
+        *(number(seconds * 1e3) for seconds in (case.gloo_s, case.single_s, case.alone_s)),
+        percent(case.communication),
+        number(case.dual_s * 1e3),
+        f"{case.gain:.2f}",
+        f"{case.most:.2f}",
+        f"{case.gloo_s / case.dual_s:.2f}",
     )

@@ -15,7 +15,8 @@ import torch
 
 from fourlane.engine.exchange.communication_thread import CommunicationThread
 from fourlane.engine.exchange.joining import STEP_S, join
-from fourlane.engine.measured_passes import Passes, PassPlan, RankTrace, Way
+from fourlane.engine.exchange.local import LocalExchange
+from fourlane.engine.measured_passes import ALONE, Passes, PassPlan, RankTrace, Way
 from fourlane.engine.messages import Sampling
 from fourlane.engine.micro_batches import StepRunner
 from fourlane.engine.model.config import read_config
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from fourlane.engine.exchange.contract import Pending, Received
+    from fourlane.policy.placement import Placement
 
 __all__ = ["run_rank"]
 
@@ -50,6 +54,35 @@ def run_rank(plan: dict[str, Any], rank: int, say: Callable[[object], None]) -> 
             say(measured.measure(tokens, way))
         if read.trace:
             say(measured.traces())
+
+
+class _Alone(LocalExchange):
+    """An exchange by which no row leaves its rank: experts of other ranks are computed by those in their places here.
+
+    Args:
+        placement: of the group, its experts in order.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self._slots = placement.experts // placement.ranks
+        self._own = linear_placement(layers=placement.layers, experts=self._slots, ranks=1)
+        super().__init__(self._own)
+
+    def dispatch(
+        self,
+        x_TD: Tensor,
+        topk_TK: Tensor,
+        weights_TK: Tensor,
+        placement: Placement,
+        *,
+        layer: int,
+        decode_rows: Tensor | None = None,
+    ) -> Pending[Received]:
+        """Keep the rows, by slot."""
+        del placement
+        return super().dispatch(
+            x_TD, topk_TK % self._slots, weights_TK, self._own, layer=layer, decode_rows=decode_rows
+        )
 
 
 class _Rank:
@@ -73,33 +106,33 @@ class _Rank:
         self._steps = {tokens: self._step(tokens) for tokens in plan.tokens}
         self._joined = {
             name: join(name, plan.seats, rank, self._placement)
-            for name in dict.fromkeys(way.implementation for way in plan.ways)
+            for name in dict.fromkeys(way.implementation for way in plan.ways if way.implementation != ALONE)
         }
         self._exchanges = {
             name: stack.enter_context(closing(CommunicationThread(joined, device=_CPU, patience_s=STEP_S)))
             for name, joined in self._joined.items()
         }
+        self._alone = _Alone(self._placement)
         self._number = 0
 
     def measure(self, tokens: int, way: Way) -> Passes:
         """Run passes of one way, as many as all ranks agree on."""
-        exchange, began = self._exchanges[way.implementation], time.perf_counter()
+        began = time.perf_counter()
         logits_NV = self._run(tokens, way)
         each_s = time.perf_counter() - began
-        told = self._joined[way.implementation].tell_all_numbers(np.array([int(each_s * 1e6)], dtype=np.int64))
+        told = next(iter(self._joined.values())).tell_all_numbers(np.array([int(each_s * 1e6)], dtype=np.int64))
         passes = min(_MOST, max(_FEWEST, int(self._plan.seconds * 1e6 / max(1, told.max()))))
-        seconds, waits = list[float](), list[float]()
+        seconds = list[float]()
         for _ in range(passes):
-            waited, began = exchange.counters.wait_s, time.perf_counter()
+            began = time.perf_counter()
             logits_NV = self._run(tokens, way)
             seconds.append(time.perf_counter() - began)
-            waits.append(exchange.counters.wait_s - waited)
-        return Passes(seconds=seconds, wait_s=waits, chosen=logits_NV.argmax(dim=1).tolist())
+        return Passes(seconds=seconds, chosen=logits_NV.argmax(dim=1).tolist())
 
     def traces(self) -> list[RankTrace]:
         """Run a pass of the last way of each mode and return what was recorded."""
         found = []
-        for way in {way.mode: way for way in self._plan.ways}.values():
+        for way in {way.mode: way for way in self._plan.ways if way.implementation != ALONE}.values():
             exchange = self._exchanges[way.implementation]
             trace = StageTrace(self._model.stages(), self._moe_layers)
             runner = StepRunner(self._model, self._runner.kv_LQBShd, trace)
@@ -111,7 +144,7 @@ class _Rank:
         return found
 
     def _run(self, tokens: int, way: Way, runner: StepRunner | None = None) -> Tensor:
-        exchange = self._exchanges[way.implementation]
+        exchange = self._alone if way.implementation == ALONE else self._exchanges[way.implementation]
         self._number += 1
         exchange.begin_step(self._number, more=True)
         order = ORDERS[self._plan.phase] if way.mode == "dual" else None

@@ -1,8 +1,8 @@
 """How long whole forward passes of a model take, its exchange in one stream or in two, and how much of that is waiting.
 
 Every rank of a group has as many tokens as every other; passes of all ways take turns, and a pass takes as long as on
-the rank that took longest. What could be hidden is the wait of the rank that waited least: the others' is partly for
-that rank, which no stream hides. Imports no torch; what a rank does is in `measured_pass`.
+the rank that took longest. What of a pass is communication follows from passes without any, by ranks that compute as
+many rows each alone. Imports no torch; what a rank does is in `measured_pass`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ __all__ = ["TARGET", "MeasuredWay", "PassPlan", "Passes", "RankSpan", "RankTrace
 
 TARGET = "fourlane.engine.measured_pass:run_rank"
 """What each rank runs."""
+
+ALONE = "alone"
+"""The implementation by which no row leaves its rank; the experts computed are others, as many rows."""
 
 Phase = Literal["prefill", "decode"]
 Mode = Literal["single", "dual"]
@@ -65,14 +68,13 @@ class PassPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Passes(msgspec.Struct, frozen=True, kw_only=True):
     """What a rank says of passes of one way.
 
-    `chosen`: the likeliest token after each sequence, as they were in all of them.
+    `chosen`: the likeliest token after each sequence, as they were in the last.
 
     Units:
-        seconds: each pass's; wait_s: of that, waiting for the exchange.
+        seconds: each pass's.
     """
 
     seconds: list[float]
-    wait_s: list[float]
     chosen: list[int]
 
 
@@ -80,23 +82,17 @@ class MeasuredWay(msgspec.Struct, frozen=True, kw_only=True):
     """Passes of one way with so many tokens a rank, all rounds together.
 
     Units:
-        seconds: each pass's on the rank that took longest; wait_s: the wait of the rank that waited least in it.
+        seconds: each pass's on the rank that took longest.
     """
 
     tokens: int
     way: Way
     seconds: list[float]
-    wait_s: list[float]
 
     @property
     def median_s(self) -> float:
         """Return how long a pass takes."""
         return statistics.median(self.seconds)
-
-    @property
-    def waiting(self) -> float:
-        """Return the share of a pass that is waiting."""
-        return statistics.median(wait / pass_s for wait, pass_s in zip(self.wait_s, self.seconds, strict=True))
 
 
 class RankSpan(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,24 +125,19 @@ def collect(plan: PassPlan, sources: Sequence[Source], show: Callable[[int, Way]
         EngineError: a rank failed.
         CheckFailed: ways chose different tokens.
     """
-    found: dict[tuple[int, Way], tuple[list[float], list[float]]] = {}
+    found: dict[tuple[int, Way], list[float]] = {}
     chosen: dict[int, list[list[int]]] = {}
     for tokens, way in plan.steps():
         show(tokens, way)
         said = [heard(source, rank, Passes) for rank, source in enumerate(sources)]
-        seconds, waits = found.setdefault((tokens, way), ([], []))
-        seconds.extend(map(max, zip(*(each.seconds for each in said), strict=True)))
-        waits.extend(map(min, zip(*(each.wait_s for each in said), strict=True)))
+        found.setdefault((tokens, way), []).extend(map(max, zip(*(each.seconds for each in said), strict=True)))
         tokens_chosen = [each.chosen for each in said]
-        if chosen.setdefault(tokens, tokens_chosen) != tokens_chosen:
+        if way.implementation != ALONE and chosen.setdefault(tokens, tokens_chosen) != tokens_chosen:
             raise CheckFailed(
                 f"{way.mode} over {way.implementation}: other tokens than {plan.ways[0].mode} over "
                 f"{plan.ways[0].implementation}, with {tokens} tokens a rank"
             )
-    return [
-        MeasuredWay(tokens=tokens, way=way, seconds=seconds, wait_s=waits)
-        for (tokens, way), (seconds, waits) in found.items()
-    ]
+    return [MeasuredWay(tokens=tokens, way=way, seconds=seconds) for (tokens, way), seconds in found.items()]
 
 
 def collect_traces(plan: PassPlan, sources: Sequence[Source]) -> list[list[RankTrace]]:

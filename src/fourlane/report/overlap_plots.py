@@ -23,12 +23,10 @@ _KINDS = {"compute": ("computes", BLUE), "wait": ("waits", "#eaeef2"), "communic
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """Passes with so many tokens a rank over links of one rate: gloo, one stream, two.
-
-    `waiting`: the share of the one stream's pass that waits for the exchange.
+    """Passes with so many tokens a rank over links of one rate: gloo, one stream, two, and nothing exchanged.
 
     Units:
-        gloo_s, single_s, dual_s: seconds of a pass, medians.
+        gloo_s, single_s, dual_s, alone_s: seconds of a pass, medians.
     """
 
     link: str
@@ -36,7 +34,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     gloo_s: float
     single_s: float
     dual_s: float
-    waiting: float
+    alone_s: float
+
+    @property
+    def communication(self) -> float:
+        """Return the share of the one stream's pass that is not computing."""
+        return max(0.0, 1 - self.alone_s / self.single_s)
 
     @property
     def gain(self) -> float:
@@ -46,11 +49,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def most(self) -> float:
         """Return what the gain could be at most: the longer of computing and communicating remains."""
-        return 1 / max(self.waiting, 1 - self.waiting)
+        return 1 / max(self.communication, 1 - self.communication)
 
 
 def plot_overlap(path: Path, cases: Sequence[Case], *, title: str) -> None:
-    """Draw pass times over tokens for the first link, and gain over the share that waits for all.
+    """Draw pass times over tokens for the first link, and gain over the share of communication for all.
 
     Args:
         path: where to; the suffix says the format (.html, .png, .svg, .pdf).
@@ -87,7 +90,7 @@ def _draw_times(axes: Axes, cases: Sequence[Case]) -> None:
 
 def _draw_gains(axes: Axes, cases: Sequence[Case], links: Sequence[str]) -> None:
     axes.set_title("Gain of two streams over one")
-    axes.set_xlabel("share of the one stream's pass that waits for the exchange")
+    axes.set_xlabel("share of the one stream's pass that is communication")
     axes.set_ylabel("times faster")
     shares = [share / 100 for share in range(101)]
     axes.plot(
@@ -96,11 +99,11 @@ def _draw_gains(axes: Axes, cases: Sequence[Case], links: Sequence[str]) -> None
     axes.axhline(1.0, color=GREY, linewidth=0.8)
     for link, colour in zip(links, _COLOURS * len(links), strict=False):
         own = [case for case in cases if case.link == link]
-        axes.plot([case.waiting for case in own], [case.gain for case in own], "o", color=colour, label=link)
+        axes.plot([case.communication for case in own], [case.gain for case in own], "o", color=colour, label=link)
         for case in own:
             axes.annotate(
                 f"{case.tokens:,}",
-                (case.waiting, case.gain),
+                (case.communication, case.gain),
                 xytext=(5, 4),
                 textcoords="offset points",
                 color=GREY,

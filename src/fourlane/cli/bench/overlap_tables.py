@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fourlane.engine.measured_passes import ALONE
 from fourlane.report.overlap_plots import Case
 from fourlane.report.perfetto import Slice, Track
 from fourlane.report.tables import Table, milliseconds, percent
@@ -22,26 +23,23 @@ _MODES = {"single": "one stream", "dual": "two streams"}
 def cases_of(found: Sequence[MeasuredWay], link: Rate | None, implementation: str) -> list[Case]:
     """Return a case for each number of tokens."""
     by_way = {(each.tokens, each.way.implementation, each.way.mode): each for each in found}
-    cases = []
-    for tokens in dict.fromkeys(each.tokens for each in found):
-        single = by_way[tokens, implementation, "single"]
-        cases.append(
-            Case(
-                link="no link" if link is None else str(link),
-                tokens=tokens,
-                gloo_s=by_way[tokens, "torch_all_to_all", "single"].median_s,
-                single_s=single.median_s,
-                dual_s=by_way[tokens, implementation, "dual"].median_s,
-                waiting=single.waiting,
-            )
+    return [
+        Case(
+            link="no link" if link is None else str(link),
+            tokens=tokens,
+            gloo_s=by_way[tokens, "torch_all_to_all", "single"].median_s,
+            single_s=by_way[tokens, implementation, "single"].median_s,
+            dual_s=by_way[tokens, implementation, "dual"].median_s,
+            alone_s=by_way[tokens, ALONE, "single"].median_s,
         )
-    return cases
+        for tokens in dict.fromkeys(each.tokens for each in found)
+    ]
 
 
 def overlap_table(cases: Sequence[Case], *, title: str, implementation: str) -> Table:
     """Return the table of all cases."""
     columns = (
-        "link", "tokens a rank", "gloo, one stream", f"{implementation}, one stream", "of it waiting", "two streams",
+        "link", "tokens a rank", "gloo, one stream", f"{implementation}, one stream", "communication", "two streams",
         "gain", "at most", "x gloo",
     )  # fmt: skip
     rows = tuple(
@@ -50,7 +48,7 @@ def overlap_table(cases: Sequence[Case], *, title: str, implementation: str) -> 
             f"{case.tokens:,}",
             milliseconds(case.gloo_s),
             milliseconds(case.single_s),
-            percent(case.waiting),
+            percent(case.communication),
             milliseconds(case.dual_s),
             f"{case.gain:.2f}",
             f"{case.most:.2f}",
