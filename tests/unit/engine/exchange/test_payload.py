@@ -142,6 +142,19 @@ def test_what_is_not_finite_arrives_as_nan_and_leaves_its_neighbours_alone(bad: 
     assert torch.equal(found, clean)
 
 
+def test_pytorch_makes_nan_of_infinities_too_though_its_own_cast_does_not() -> None:
+    x_TD = rows(1, 128)
+    x_TD[0, :2] = torch.tensor([float("inf"), float("-inf")])
+    assert torch.equal(pack_float8_in_torch(x_TD), FLOAT8.pack(x_TD))
+    assert pack_float8_in_torch(x_TD)[0, :2].tolist() == [0x7F, 0xFF]
+
+
+def test_pytorch_divides_as_the_core_does_where_that_decides_between_two_codes() -> None:
+    x_TD = torch.zeros(1, 128)
+    x_TD[0, :2] = torch.tensor([3.9375, 0.59765625])  # 0.59765625 * (448 / 3.9375): 68, or a little more
+    assert torch.equal(pack_float8_in_torch(x_TD), FLOAT8.pack(x_TD))
+
+
 def test_the_greatest_of_all_numbers_does_not_become_infinite() -> None:
     x_TD = torch.full((1, 128), torch.finfo(torch.float32).max)
     assert FLOAT8.unpack(FLOAT8.pack(x_TD), 128, torch.float32).isfinite().all()
