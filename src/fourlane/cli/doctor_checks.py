@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from fourlane.engine.exchange.installed import DEEPEP_ABSENT, deepep_version
 from fourlane.engine.kv_transfer.installed import absent
 from fourlane.engine.kv_transfer.library_env import rdma_devices
 from fourlane.engine.model.config import resolve_model_path
@@ -207,6 +208,16 @@ def _kv_libraries(deployment: Deployment) -> list[Check]:
     return checks
 
 
+def _gpu_kernels(deployment: Deployment) -> list[Check]:
+    version = deepep_version()
+    if version is not None:
+        return [Check(name="exchange by DeepEP", status="ok", found=f"deep_ep {version}")]
+    if deployment.exchange.implementation == "deepep":
+        mend = f"{DEEPEP_ABSENT}; or --set exchange.implementation=auto"
+        return [Check(name="exchange by DeepEP", status="fail", found="not here", mend=mend)]
+    return []
+
+
 def _unix_sockets(deployment: Deployment) -> list[Check]:
     del deployment
     mend = "set TMPDIR to a short path on a local, writable file system"
@@ -323,6 +334,7 @@ CHECKS: tuple[Callable[[Deployment], list[Check]], ...] = (
     _memory,
     _shared_memory,
     _kv_libraries,
+    _gpu_kernels,
     _unix_sockets,
     _loopback,
     _addresses,

@@ -143,7 +143,27 @@ class StepGroup:
                 split=split,
                 payload=self._payload,
             )
+        if self._config.exchange == "deepep":
+            return self._open_deepep(address, split=split)
         return TorchAllToAll(address, placement, device=device, counters=counters, split=split, payload=self._payload)
+
+    def _open_deepep(self, address: GroupAddress, *, split: bool) -> SteppedExchange:
+        from fourlane.engine.exchange.deepep import DeepEpExchange, Kernels, require_deepep
+
+        config = self._config
+        return DeepEpExchange(
+            address,
+            self._placement,
+            kernels=Kernels(
+                require_deepep(self._device, own_gpus=address.backend == "nccl"),
+                config.exchange_deepep,
+                config.exchange_low_latency_tokens,
+            ),
+            device=self._device,
+            counters=self.counters,
+            split=split,
+            payload=self._payload,
+        )
 
     def _hang_doorbell(self, exchange: SteppedExchange, store: str, generation: int) -> None:
         config = self._config

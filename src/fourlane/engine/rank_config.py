@@ -101,8 +101,10 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     secret_file: str
     run_dir: str
 
-    exchange: Literal["torch_all_to_all", "tcp", "shared_memory"] = "tcp"
+    exchange: Literal["torch_all_to_all", "tcp", "shared_memory", "deepep"] = "tcp"
     exchange_dispatch: Literal["activations", "float8"] = "activations"
+    exchange_deepep: Literal["auto", "v1", "v2"] = "auto"
+    exchange_low_latency_tokens: int = 128
     exchange_address: str = "127.0.0.1"
     exchange_timeout_s: float = 30.0
 
@@ -199,6 +201,8 @@ def _rank_config(
         run_dir=str(run_dir),
         exchange=exchange_of(deployment, pool),
         exchange_dispatch=deployment.exchange.dispatch,
+        exchange_deepep=deployment.exchange.deepep,
+        exchange_low_latency_tokens=deployment.exchange.low_latency_tokens,
         exchange_address=deployment.exchange.address,
         exchange_timeout_s=deployment.exchange.timeout.seconds,
         kv_transport=deployment.kv_transfer.transport,
@@ -212,7 +216,7 @@ def _rank_config(
     )
 
 
-def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all", "tcp", "shared_memory"]:
+def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all", "tcp", "shared_memory", "deepep"]:
     """Return over what a pool's ranks exchange: what is asked for, or for "auto" by where its ranks are."""
     wanted = deployment.exchange.implementation
     if wanted != "auto":

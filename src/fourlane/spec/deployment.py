@@ -99,18 +99,25 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `implementation` "shared_memory" is for ranks of one host, on CPUs: rows are written straight to their
     final place in the receiver's memory, and no socket carries them; "tcp" is own sockets, full duplex and
     marked as expert traffic, for hosts without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each
-    rank has a GPU. "auto" takes "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address`
-    is the local IP to bind, on the interface expert traffic shall use.
+    rank has a GPU; "deepep" the kernels of DeepEP, for ranks that have a GPU each, with bfloat16 activations.
+    "auto" takes "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address` is the local IP
+    to bind, on the interface expert traffic shall use.
 
     `dispatch` is the form in which tokens travel to their experts: "activations" as they are, "float8" a
     byte an element with a scale for each 128 of them, a quarter of float32's bytes and half of bfloat16's.
     With "float8" activations are rounded (to 4 significant bits), so tokens may differ from those of
     "activations"; they are the same for any number of ranks and any placement all the same. Outputs come
     back as they are either way.
+
+    `deepep` is the interface of DeepEP to use: "v2" (`ElasticBuffer`), "v1" (`Buffer`), or "auto" for the
+    newer one that is installed. Of "v1", a step takes the low-latency kernels if no rank of the group has
+    more than `low_latency_tokens` tokens in it, and the normal kernels otherwise; 0: always normal.
     """
 
-    implementation: Literal["auto", "torch_all_to_all", "tcp", "shared_memory"] = "auto"
+    implementation: Literal["auto", "torch_all_to_all", "tcp", "shared_memory", "deepep"] = "auto"
     dispatch: Literal["activations", "float8"] = "activations"
+    deepep: Literal["auto", "v1", "v2"] = "auto"
+    low_latency_tokens: int = 128
     address: str = "127.0.0.1"
     timeout: Duration = Duration.parse("30s")
 

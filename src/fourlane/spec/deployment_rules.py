@@ -22,6 +22,7 @@ MOST_STREAMS = 64
 LARGEST_GID = 255
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _CONTROL = re.compile(r"tcp://(?P<host>[^:/]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]+)")
+MOST_LOW_LATENCY_TOKENS = 511  # of DeepEP's queues of 1024: two entries a token, and two more
 _NIC = re.compile(r"[A-Za-z0-9_.@-]{1,64}(:[0-9]{1,3})?")
 _PORTS = re.compile(r"([0-9]+)-([0-9]+)")
 
@@ -118,6 +119,16 @@ def _exchange(deployment: Deployment) -> Iterator[Fault]:
             f'"shared_memory" is for pools on CPUs, and [{on_gpus[0]}] is on {deployment.pools()[on_gpus[0]].device}; '
             'expected "auto" or "torch_all_to_all"',
         )
+    on_cpus = [role for role, pool in deployment.pools().items() if pool.device == "cpu"]
+    if deployment.exchange.implementation == "deepep" and on_cpus:
+        yield Fault(
+            "exchange.implementation",
+            f'"deepep" is for pools on GPUs, and [{on_cpus[0]}] is on cpu; expected "auto", "tcp", "shared_memory" or '
+            f'"torch_all_to_all", or {on_cpus[0]}.device = "cuda"',
+        )
+    few = deployment.exchange.low_latency_tokens
+    if not 0 <= few <= MOST_LOW_LATENCY_TOKENS:
+        yield Fault("exchange.low_latency_tokens", f"expected tokens from 0 to {MOST_LOW_LATENCY_TOKENS}, got {few}")
 
 
 def _gateway(gateway: Gateway) -> Iterator[Fault]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
 
-__all__ = ["TorchAllToAll"]
+__all__ = ["Backend", "TorchAllToAll", "open_backend"]
 
 
 class Backend(Protocol):
@@ -88,7 +88,7 @@ class _TorchCarrier:
         self._device = device if address.backend == "nccl" else torch.device("cpu")
         self._ranks = address.ranks
         self._group: Backend | None
-        self._group, self.marks = _join(address)
+        self._group, self.marks = open_backend(address)
 
     @property
     def device(self) -> torch.device:
@@ -139,8 +139,12 @@ class _Work:
             raise CarrierError(first_sentence(error)) from error
 
 
-def _join(address: GroupAddress) -> tuple[Backend, list[Mark]]:
-    """Form the group; return it and the marks of its connections."""
+def open_backend(address: GroupAddress) -> tuple[Backend, list[Mark]]:
+    """Form the group; return its backend and the marks of its connections.
+
+    Raises:
+        PeerLost: not all ranks came within `address.join_s`.
+    """
     # The options' names begin with an underscore for want of others, and the stubs lack them.
     gloo: Any = dist.ProcessGroupGloo
     step_timeout = timedelta(seconds=address.step_s)
