@@ -30,7 +30,7 @@ from fourlane.engine.model.qwen3_moe import load_model
 from fourlane.engine.scheduler import Scheduled, Step
 from fourlane.engine.seal import Secret
 from fourlane.engine.sequence import Sequence
-from fourlane.policy.overlap_order import DECODE_ORDER, PREFILL_ORDER
+from fourlane.policy.overlap_order import DECODE_ORDER, EXPERTS_ORDER, PREFILL_ORDER
 from fourlane.policy.placement import Placement, linear_placement
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def serve(rank: int, ranks: int, folder: Path, implementation: str) -> None:
     address = GroupAddress(str(folder / f"store-{implementation}-{ranks}"), rank, ranks, "127.0.0.1", 20.0, 20.0)
     group = join(implementation, address, moving[0])
     exchange, local = CommunicationThread(group, device=CPU), LocalExchange(config_placement)
-    orders = cycle((PREFILL_ORDER, DECODE_ORDER, None, DECODE_ORDER, PREFILL_ORDER))
+    orders = cycle((PREFILL_ORDER, EXPERTS_ORDER, DECODE_ORDER, None, EXPERTS_ORDER))
     outputs = 0
     for number, (chunk, order) in enumerate(zip(islice(cycle(CHUNKS), 12), orders, strict=False)):
         placement = moving[number % len(moving)]

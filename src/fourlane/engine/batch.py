@@ -26,6 +26,8 @@ class StepBatch:
         logit_row_N: int64 [N], the rows whose logits are wanted.
         decode_row_N: int64, the rows of tokens that are decoded, each the newest of its sequence; all
             others are prefilled. Only counted: they are computed alike.
+        cut_experts: compute each layer's experts in two halves of the rows, and yield `MIDWAY` between them;
+            the same on all ranks.
         on_kv: called as on_kv(layer, k_THd, v_THd) as soon as a layer's K (after RoPE) and V are in
             the cache, before its attention is computed; both are contiguous, never changed later.
     """
@@ -39,3 +41,4 @@ class StepBatch:
     logit_row_N: Tensor
     decode_row_N: Tensor | None = None
     on_kv: Callable[[int, Tensor, Tensor], None] | None = None
+    cut_experts: bool = False

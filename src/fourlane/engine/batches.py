@@ -25,8 +25,9 @@ def build_batch(
     block_size: int,
     device: torch.device,
     on_kv: Callable[[int, Tensor, Tensor], None] | None = None,
+    cut_experts: bool = False,
 ) -> StepBatch:
-    """Lay the step's sequences out one after the other; see `StepBatch` for the shapes."""
+    """Lay the step's sequences out one after the other; see `StepBatch` for the shapes, and what else there is."""
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     slots: list[np.ndarray] = []
@@ -58,6 +59,7 @@ def build_batch(
         logit_row_N=torch.tensor(rows, dtype=torch.int64, device=device),
         decode_row_N=torch.tensor(decoded, dtype=torch.int64, device=device),
         on_kv=on_kv,
+        cut_experts=cut_experts,
     )
 
 

@@ -99,20 +99,29 @@ class StepRunner:
             PeerLost: an operation of the exchange could not complete.
         """
         if self.trace is not None:
-            self.trace.begin_step()
+            self.trace.begin_step(self.model.stages(cut_experts=order is not None and order.cut_experts))
         if order is None:
             direct = exchange.exchange if isinstance(exchange, CommunicationThread) else exchange
             return run_single_stream(self._forward(step, direct, placement, on_kv), trace=self.trace)
-        first, second = (self._forward(half, exchange, placement, on_kv) for half in split_step(step))
+        first, second = (
+            self._forward(half, exchange, placement, on_kv, cut_experts=order.cut_experts) for half in split_step(step)
+        )
         return torch.cat(run_dual_stream(first, second, order, trace=self.trace))
 
     def _forward(
-        self, step: Step, exchange: GroupExchange, placement: Placement, on_kv: Callable[[Step], OnKv] | None
+        self,
+        step: Step,
+        exchange: GroupExchange,
+        placement: Placement,
+        on_kv: Callable[[Step], OnKv] | None,
+        *,
+        cut_experts: bool = False,
     ) -> Generator[Pending[Any], Any, Tensor]:
         batch = build_batch(
             step,
             block_size=self.kv_LQBShd.shape[3],
             device=self.model.device,
             on_kv=None if on_kv is None else on_kv(step),
+            cut_experts=cut_experts,
         )
         return self.model.forward(batch, self.kv_LQBShd, BatchExchange(exchange, batch.decode_row_N), placement)

@@ -54,7 +54,7 @@ class StageTrace:
     The computing thread and the communicating one add to it.
 
     Args:
-        stages: of the model's forward pass.
+        stages: of the forward passes to be recorded; `begin_step` may give others.
         moe_layers: which layer of the model each layer with experts is.
     """
 
@@ -66,9 +66,11 @@ class StageTrace:
         self._moe_layers = moe_layers
         self._reached = [0, 0]
 
-    def begin_step(self) -> None:
-        """Begin another forward pass."""
+    def begin_step(self, stages: Sequence[NamedStage] | None = None) -> None:
+        """Begin another forward pass; if given, with these stages."""
         self._reached = [0, 0]
+        if stages is not None:
+            self._stages = stages
 
     def enter(self, stream: int) -> None:
         """Note which stream computes from now on."""

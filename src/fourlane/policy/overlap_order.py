@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["DECODE_ORDER", "ORDERS", "PREFILL_ORDER", "Interval", "OverlapOrder", "Stretch", "timeline"]
+__all__ = [
+    "DECODE_ORDER",
+    "EXPERTS_ORDER",
+    "ORDERS",
+    "PREFILL_ORDER",
+    "Interval",
+    "OverlapOrder",
+    "Stretch",
+    "timeline",
+]
 
 FIRST, SECOND = 0, 1
 
@@ -28,21 +37,23 @@ class OverlapOrder:
 
     Args:
         name: what traces and metrics call it.
-        lead: stretches of the first before the second begins, at least 1.
-        at_turns: change over where a pass only offers a turn, too; else only where something travels.
+        opening: whose turn it is at first; then the second's and the first's in turn.
+        at_turns: change over between the parts of attention, too; else only where something travels.
+        cut_experts: compute experts in two halves, and change over between them.
     """
 
     name: str
-    lead: int
-    at_turns: bool
+    opening: tuple[int, ...]
+    at_turns: bool = False
+    cut_experts: bool = False
 
     def turns(self) -> Iterator[int]:
         """Yield whose turn it is, 0 or 1, without end; who has finished is passed over."""
-        yield from itertools.repeat(FIRST, self.lead)
+        yield from self.opening
         yield from itertools.cycle((SECOND, FIRST))
 
 
-PREFILL_ORDER = OverlapOrder("prefill", lead=1, at_turns=False)
+PREFILL_ORDER = OverlapOrder("prefill", opening=(FIRST,))
 """A layer of both, as DeepSeek-V3 runs prefill (technical report, section 3.4.1):
 
     | step | computes                  | travels meanwhile |
@@ -53,7 +64,7 @@ PREFILL_ORDER = OverlapOrder("prefill", lead=1, at_turns=False)
     | 4    | second: experts           | first's combine   |
 """
 
-DECODE_ORDER = OverlapOrder("decode", lead=2, at_turns=True)
+DECODE_ORDER = OverlapOrder("decode", opening=(FIRST, FIRST), at_turns=True)
 """A layer of both, as DeepSeek runs decode (five stages: shared expert and attention 0, dispatch, experts,
 attention 1, combine; "DeepSeek-V3/R1 inference system overview", 2025). Attention 0 ends with K and V in
 the cache; attention 1 begins with the scores and ends with the router:
@@ -68,7 +79,21 @@ the cache; attention 1 begins with the scores and ends with the router:
     | 6    | second: experts                     |                   |
 """
 
-ORDERS = {order.name: order for order in (PREFILL_ORDER, DECODE_ORDER)}
+EXPERTS_ORDER = OverlapOrder("experts", opening=(FIRST, SECOND, FIRST, FIRST), cut_experts=True)
+"""A layer of both where experts take longer than attention does, as on CPUs: decode's order turned round. What is
+cut in two is what there is most of, so that every transfer has a half of it to travel under:
+
+    | step | computes                               | travels meanwhile |
+    |------|----------------------------------------|-------------------|
+    | 1    | second: experts, first half            | first's combine   |
+    | 2    | first: attention, router (next layer)  |                   |
+    | 3    | second: experts, second half           | first's dispatch  |
+    | 4    | first: experts, first half             | second's combine  |
+    | 5    | second: attention, router              |                   |
+    | 6    | first: experts, second half            | second's dispatch |
+"""
+
+ORDERS = {order.name: order for order in (PREFILL_ORDER, DECODE_ORDER, EXPERTS_ORDER)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +102,12 @@ class Stretch:
 
     Args:
         computes_s: how long it computes.
-        then: what it ends with.
-        travels_s: how long that is on its way, 0 for a turn and the end.
+        then: what it ends with; "midway" is a turn amid experts.
+        travels_s: how long that is on its way, 0 for turns and the end.
     """
 
     computes_s: float
-    then: Literal["turn", "dispatch", "combine", "end"]
+    then: Literal["turn", "dispatch", "midway", "combine", "end"]
     travels_s: float = 0.0
 
 

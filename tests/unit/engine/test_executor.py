@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fourlane.engine.exchange.contract import TURN
+from fourlane.engine.exchange.contract import MIDWAY, TURN
 from fourlane.engine.executor import run_dual_stream, run_single_stream
 from fourlane.engine.stage_trace import StageTrace
 from fourlane.errors import PeerLost
-from fourlane.policy.overlap_order import DECODE_ORDER, ORDERS, PREFILL_ORDER
+from fourlane.policy.overlap_order import DECODE_ORDER, EXPERTS_ORDER, ORDERS, PREFILL_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -35,8 +35,10 @@ class Posted:
         return self.name
 
 
-def forward(name: str, log: list[str], *, layers: int = 2, lost: str = "") -> Generator[Pending[str], str, str]:
-    """A pass whose layers compute attention in two halves (a, b) and experts (e)."""
+def forward(
+    name: str, log: list[str], *, layers: int = 2, lost: str = "", cut: bool = False
+) -> Generator[Pending[str], str, str]:
+    """A pass whose layers compute attention in two parts (a, b) and experts (e), which may be cut in two (e, f)."""
     try:
         for layer in range(layers):
             log.append(f"{name}a{layer}")
@@ -46,6 +48,9 @@ def forward(name: str, log: list[str], *, layers: int = 2, lost: str = "") -> Ge
                 operation = f"{kind} {name}{layer}"
                 assert (yield Posted(operation, log, lost=operation == lost)) == operation
                 log.extend([computes] if computes else [])
+                if cut and computes:
+                    assert (yield MIDWAY) is None
+                    log.append(f"{name}f{layer}")
         return f"logits of {name}"
     finally:
         log.append(f"{name} closed")
@@ -73,10 +78,17 @@ def test_decode_has_the_published_five_stages() -> None:
     assert told(log) == "Aa0 Ab0 Ba0 Ae0 Bb0 Aa1 Be0 Ab1 Ba1 Ae1 Bb1 Be1"
 
 
+def test_experts_cut_in_two_make_room_for_the_other_streams_attention() -> None:
+    log: list[str] = []
+    run_dual_stream(forward("A", log, cut=True), forward("B", log, cut=True), EXPERTS_ORDER)
+    assert told(log) == "Aa0 Ab0 Ba0 Bb0 Ae0 Af0 Be0 Aa1 Ab1 Bf0 Ae1 Ba1 Bb1 Af1 Be1 Bf1"
+
+
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_nothing_is_waited_for_before_the_other_stream_had_its_turn(order: OverlapOrder) -> None:
     log: list[str] = []
-    run_dual_stream(forward("A", log), forward("B", log), order)
+    cut = order.cut_experts
+    run_dual_stream(forward("A", log, cut=cut), forward("B", log, cut=cut), order)
     for operation in ("dispatch A0", "combine A0", "dispatch B0", "combine B0", "dispatch A1"):
         before = log[: log.index(f"wait {operation}")]
         mine = max(index for index, line in enumerate(before) if line[:1] == operation[-2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +17,11 @@ from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.kv_cache import BlockPool
 from fourlane.engine.messages import Sampling
 from fourlane.engine.micro_batches import StepRunner, split_step
+from fourlane.engine.model.moe import cut_rows
 from fourlane.engine.model.qwen3_moe import load_model
 from fourlane.engine.scheduler import Limits, Scheduled, Scheduler, Step
 from fourlane.engine.sequence import Sequence
+from fourlane.engine.stage_trace import StageTrace
 from fourlane.policy.overlap_order import ORDERS
 from fourlane.policy.placement import linear_placement
 
@@ -93,6 +96,20 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_model(folder, device="cpu", placement=placement, rank=0)
 
 
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=9),
+)
+def test_rows_are_cut_in_halves_that_make_the_whole(rows_of_slot: list[int]) -> None:
+    offsets = [0, *accumulate(rows_of_slot)]
+    x_RD = torch.arange(offsets[-1])[:, None]
+    halves = cut_rows(x_RD, offsets)
+    assert torch.equal(torch.cat([rows for rows, _ in halves]), x_RD)
+    for slot in range(len(rows_of_slot)):
+        pieces = [rows[offset[slot] : offset[slot + 1]] for rows, offset in halves]
+        assert torch.equal(torch.cat(pieces), x_RD[offsets[slot] : offsets[slot + 1]]), "rows stay in their slots"
+    assert min(len(rows) for rows, _ in halves) >= int(0.4 * offsets[-1])
+
+
 def serve(model: CausalLM, order: OverlapOrder | None) -> tuple[list[torch.Tensor], list[tuple[int, int, int]]]:
     """Serve prompts of several lengths to their ends; return every step's logits and what was told of KV."""
     placement = linear_placement(layers=3, experts=6, ranks=1)
@@ -137,3 +154,22 @@ def test_two_streams_give_bit_for_bit_the_logits_of_one(model: CausalLM, order: 
     assert all(torch.equal(a, b) for a, b in zip(alone, dual, strict=True))
     assert sorted(told_dual) == sorted(told_alone)
     assert len(set(told_dual)) == len(told_dual), "KV of each token of each layer is told once"
+
+
+@pytest.mark.parametrize("order", [None, *ORDERS.values()], ids=["single", *ORDERS])
+def test_a_trace_has_every_stage_of_each_stream(model: CausalLM, order: OverlapOrder | None) -> None:
+    placement = linear_placement(layers=3, experts=6, ranks=1)
+    exchange = CommunicationThread(LocalExchange(placement), device=torch.device("cpu"))
+    geometry = model.kv_geometry(BLOCKS, PAGE)
+    kv_LQBShd = torch.zeros(geometry.layers, 2, BLOCKS, PAGE, geometry.kv_heads, geometry.head_dim)
+    exchange.trace = trace = StageTrace(model.stages(), model.config.moe_layers)
+    exchange.begin_step(0, more=False)
+    step = Step([part(11, prompt=11)], more=False)
+    StepRunner(model, kv_LQBShd, trace).run(step, exchange, placement, order=order)
+    exchange.close()
+    stages = model.stages(cut_experts=order is not None and order.cut_experts)
+    for stream in range(1 if order is None else 2):
+        computed = [(s.layer, s.name) for s in trace.spans if s.kind == "compute" and s.stream == stream]
+        assert computed == [(stage.layer, stage.computes) for stage in stages]
+        sent = [(s.layer, s.name) for s in trace.spans if s.kind == "communicate" and s.stream == stream]
+        assert sent == ([] if order is None else [(layer, n) for layer in range(3) for n in ("dispatch", "combine")])

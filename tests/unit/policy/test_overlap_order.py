@@ -9,18 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourlane.policy.overlap_order import DECODE_ORDER, ORDERS, PREFILL_ORDER, Interval, Stretch, timeline
+from fourlane.policy.overlap_order import (
+    DECODE_ORDER,
+    EXPERTS_ORDER,
+    ORDERS,
+    PREFILL_ORDER,
+    Interval,
+    Stretch,
+    timeline,
+)
 
 if TYPE_CHECKING:
     from fourlane.policy.overlap_order import OverlapOrder
 
 
-def passes(attention_0: float, attention_1: float, experts: float, travels: float, *, layers: int) -> list[Stretch]:
+def passes(
+    attention_0: float, attention_1: float, experts: float, travels: float, *, layers: int, cut: bool = False
+) -> list[Stretch]:
     """A pass over layers with experts, whose dispatches and combines take equally long."""
+    halves = [Stretch(experts / 2, "midway"), Stretch(experts / 2, "combine", travels)]
     layer = [
         Stretch(attention_0, "turn"),
         Stretch(attention_1, "dispatch", travels),
-        Stretch(experts, "combine", travels),
+        *(halves if cut else [Stretch(experts, "combine", travels)]),
     ]
     return [*layer * layers, Stretch(0.0, "end")]
 
@@ -60,6 +71,22 @@ def test_decode_hides_transfers_under_halves_of_attention() -> None:
     assert length(long_attention, PREFILL_ORDER) > 1.15 * length(long_attention, DECODE_ORDER)
 
 
+def test_halves_of_experts_hide_transfers_where_there_is_next_to_no_attention() -> None:
+    # experts of both take 4 a layer and so does what travels: hidden but for attention and what is first and last
+    few, cut = (passes(0.05, 0.05, 2, 1, layers=50, cut=cut) for cut in (False, True))
+    assert length(cut, EXPERTS_ORDER) == pytest.approx(50 * 4.2, rel=0.02)
+    assert length(few, PREFILL_ORDER) > 1.4 * length(cut, EXPERTS_ORDER)
+    assert length(few, DECODE_ORDER) > 1.8 * length(cut, EXPERTS_ORDER)
+
+
+def test_halves_of_experts_are_taken_in_the_order_of_the_picture() -> None:
+    told = computed(timeline([passes(1, 1, 1, 1, layers=3, cut=True)] * 2, EXPERTS_ORDER))
+    assert told[:8] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (0, 4)]
+    # second: experts 0 | first: attention | second: experts 1 | first: experts 0 | second: attention | first: experts 1
+    layer = [(1, 2), (0, 4), (0, 5), (1, 3), (0, 6), (1, 4), (1, 5), (0, 7)]
+    assert told[6:22] == [*layer, *((stream, index + 4) for stream, index in layer)]
+
+
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 @given(
     times=st.lists(st.floats(0.01, 10), min_size=4, max_size=4),
@@ -69,7 +96,7 @@ def test_decode_hides_transfers_under_halves_of_attention() -> None:
 def test_an_order_is_sound_whatever_stages_take(
     order: OverlapOrder, times: list[float], layers: int, *, ends_dense: bool
 ) -> None:
-    stretches = passes(*times, layers=layers)
+    stretches = passes(*times, layers=layers, cut=order.cut_experts)
     if ends_dense:  # a last layer without experts: its attention, and no more
         stretches[-1:] = [Stretch(times[0], "turn"), Stretch(times[1], "end")]
     intervals = timeline([stretches, stretches], order)

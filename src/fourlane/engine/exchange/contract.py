@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["OUTLOOK", "TURN", "Agreement", "BatchExchange", "Exchange", "GroupExchange", "Pending", "Received"]
+__all__ = [
+    "MIDWAY",
+    "OUTLOOK",
+    "TURN",
+    "Agreement",
+    "BatchExchange",
+    "Exchange",
+    "GroupExchange",
+    "Pending",
+    "Received",
+]
 
 OUTLOOK = 8
 """How many numbers a rank may tell of what it expects; what they mean is `policy.overlap`'s."""
@@ -49,6 +59,9 @@ class _Turn:
 
 TURN: Pending[None] = _Turn()
 """What a pass yields where it waits for nothing: here another stream may go on."""
+
+MIDWAY: Pending[None] = _Turn()
+"""The same amid a layer's experts, where a batch asks for that (`StepBatch.cut_experts`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,11 @@ __all__ = [
     "Router",
     "SharedExpert",
     "TorchExperts",
+    "cut_rows",
 ]
+
+_LEAST_HALF = 0.4
+"""A slot whose end leaves a smaller half is computed in both, which reads its weights twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,25 @@ class NativeRouter(Router):
         from fourlane.engine.model.cpu_kernels import choose_experts
 
         return choose_experts(self.score(x_TD), self.top_k, renormalise=self.renormalise)
+
+
+def cut_rows(x_RD: Tensor, offset_S1: Sequence[int]) -> tuple[tuple[Tensor, list[int]], tuple[Tensor, list[int]]]:
+    """Cut the rows of a rank's slots in two, at a slot's end if one is near the middle.
+
+    Args:
+        x_RD: rows in the order of slots.
+        offset_S1: slot s owns rows offset[s] to offset[s+1].
+
+    Returns:
+        The rows and the offsets of either half.
+    """
+    rows = offset_S1[-1]
+    middle = min(offset_S1, key=lambda offset: abs(2 * offset - rows))
+    if min(middle, rows - middle) < _LEAST_HALF * rows:
+        middle = rows // 2
+    first = [min(offset, middle) for offset in offset_S1]
+    second = [max(offset, middle) - middle for offset in offset_S1]
+    return (x_RD[:middle], first), (x_RD[middle:], second)
 
 
 class Experts(Protocol):

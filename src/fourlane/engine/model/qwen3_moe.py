@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 
-from fourlane.engine.exchange.contract import TURN
+from fourlane.engine.exchange.contract import MIDWAY, TURN
 from fourlane.engine.kv_transfer.contract import KvGeometry
 from fourlane.engine.model.attention import Attention, AttentionBackend, NativeAttention, Rope, TorchAttention
 from fourlane.engine.model.checkpoint import Checkpoint
 from fourlane.engine.model.config import read_config, resolve_model_path
 from fourlane.engine.model.memory import memory_budget
+from fourlane.engine.model.moe import cut_rows
 from fourlane.engine.model.weights import WeightReader, held_dtype
 from fourlane.policy.stages import model_stages
 
@@ -116,12 +117,15 @@ class CausalLM:
             dtype=str(self.dtype).removeprefix("torch."),
         )
 
-    def stages(self) -> tuple[Stage, ...]:
-        """Return the stages of `forward`: one for each time it yields, and the last."""
+    def stages(self, *, cut_experts: bool = False) -> tuple[Stage, ...]:
+        """Return the stages of `forward`: one for each time it yields, and the last.
+
+        Args:
+            cut_experts: as the batch asks for it.
+        """
         config = self.config
-        return model_stages(
-            [config.is_moe(layer) for layer in range(config.layers)], shared=config.shared_expert_dim > 0
-        )
+        moe = [config.is_moe(layer) for layer in range(config.layers)]
+        return model_stages(moe, shared=config.shared_expert_dim > 0, cut_experts=cut_experts)
 
     def forward(
         self, batch: StepBatch, kv_LQBShd: Tensor, exchange: Exchange, placement: Placement
@@ -129,7 +133,8 @@ class CausalLM:
         """Compute one step; run it with an executor.
 
         It yields in every layer: `TURN` between the two parts of attention; then the dispatch and the combine where
-        the layer has experts, `TURN` again where it has none. See `stages`.
+        the layer has experts, `TURN` again where it has none; and `MIDWAY` amid experts that the batch wants cut. See
+        `stages`.
 
         Every rank of the group runs it in every step, with T = 0 too: the exchange needs all.
 
@@ -157,7 +162,13 @@ class CausalLM:
                 if block.shared is not None:
                     block.shared.add_to(x_TD, h_TD)  # while rows are on their way
                 received = yield pending
-                y_RD = block.experts(received.x_RD, received.offset_S1)
+                if batch.cut_experts:
+                    first, second = cut_rows(received.x_RD, received.offset_S1)
+                    y_ND = block.experts(*first)
+                    yield MIDWAY
+                    y_RD = torch.cat((y_ND, block.experts(*second)))
+                else:
+                    y_RD = block.experts(received.x_RD, received.offset_S1)
                 x_TD += yield exchange.combine(y_RD, received)
             else:
                 x_TD += block(h_TD)
