@@ -208,7 +208,8 @@ void combine(SharedExchange& exchange, std::uint64_t number, const Batch& batch)
     }
 }
 
-// Two batches under way at once, as with two micro-batches: each buffer is used again and again.
+// Two batches under way at once, as with two micro-batches: each buffer is used again and again. All ranks do the same,
+// and now and then the second before the first.
 void two_live(SharedExchange& exchange, std::uint64_t rounds) {
     const auto me = static_cast<std::size_t>(exchange.rank());
     std::mt19937 generator(static_cast<std::uint32_t>(me));
@@ -221,6 +222,15 @@ void two_live(SharedExchange& exchange, std::uint64_t rounds) {
         idle();
         expect(give_counts(exchange, number + 1), "operations are numbered");
         dispatch(exchange, number, first);
+        if (number % 3 == 0) {
+            dispatch(exchange, number + 1, second);
+            compute(exchange, number + 1, second);
+            idle();
+            compute(exchange, number, first);
+            combine(exchange, number + 1, second);
+            combine(exchange, number, first);
+            continue;
+        }
         compute(exchange, number, first);
         idle();
         dispatch(exchange, number + 1, second);

@@ -101,10 +101,16 @@ def retries(service: Service) -> int:
 
 
 @pytest.mark.parametrize(
-    ("victim", "exchange"), [("decode-1", "torch_all_to_all"), ("prefill-0", "torch_all_to_all"), ("decode-1", "tcp")]
+    ("victim", "exchange"),
+    [
+        ("decode-1", "torch_all_to_all"),
+        ("prefill-0", "shared_memory"),
+        ("decode-1", "tcp"),
+        ("decode-1", "shared_memory"),
+    ],
 )
 def test_a_rank_killed_under_load_costs_nobody_a_token(
-    checkpoint: Path, victim: str, exchange: Literal["torch_all_to_all", "tcp"]
+    checkpoint: Path, victim: str, exchange: Literal["torch_all_to_all", "tcp", "shared_memory"]
 ) -> None:
     async def run() -> None:
         async with running_service(deployment(checkpoint, prefill=2, decode=2, exchange=exchange)) as service:

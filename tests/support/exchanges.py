@@ -10,6 +10,7 @@ import torch
 from fourlane.engine.exchange.communication_thread import CommunicationThread
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.payload import AS_IS
+from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.engine.seal import Secret
@@ -78,7 +79,15 @@ def _torch_all_to_all(joining: Joining) -> SteppedExchange:
 
 
 def _tcp(joining: Joining) -> SteppedExchange:
-    return TcpExchange(
+    return _with_secret(TcpExchange, joining)
+
+
+def _shared_memory(joining: Joining) -> SteppedExchange:
+    return _with_secret(SharedMemoryExchange, joining)
+
+
+def _with_secret(kind: type[TcpExchange | SharedMemoryExchange], joining: Joining) -> SteppedExchange:
+    return kind(
         joining.address,
         joining.placement,
         device=CPU,
@@ -101,5 +110,6 @@ _ALONE = {
     "local": Implementation(_local, most_ranks=1, marked=False),
     "torch_all_to_all": Implementation(_torch_all_to_all),
     "tcp": Implementation(_tcp, names_peers=True),
+    "shared_memory": Implementation(_shared_memory, names_peers=True, marked=False),
 }
 IMPLEMENTATIONS = _ALONE | {f"{name}+thread": _behind_thread(kind) for name, kind in _ALONE.items()}

@@ -31,7 +31,7 @@ def deployment(  # noqa: PLR0913 - what the tests vary
     chunk_tokens: int = 512,
     expert_parallel: int | None = None,
     transport: KvTransport = "auto",
-    exchange: Literal["torch_all_to_all", "tcp"] = "torch_all_to_all",
+    exchange: Literal["torch_all_to_all", "tcp", "shared_memory"] = "torch_all_to_all",
 ) -> Deployment:
     """Return a deployment of so many ranks a pool, weights float32, any free port."""
 

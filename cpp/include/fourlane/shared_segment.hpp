@@ -71,10 +71,16 @@ public:
 
     const SegmentShape& shape() const { return shape_; }
     SharedBell& bell() const { return *at<SharedBell>(kHeadBytes); }
-    SharedFlag& gathered() const { return flag(0); }                                     // operations given to all
-    SharedFlag& computed() const { return flag(1); }                                     // dispatches with outputs
-    SharedFlag& rows_from(std::size_t rank) const { return flag(2 + rank); }             // dispatches received
-    SharedFlag& part_from(std::size_t rank) const { return flag(2 + shape_.ranks + rank); }
+    // Operations this rank has given to all.
+    SharedFlag& gathered() const { return flag(0); }
+    // 1 + the last dispatch whose outputs are in its buffer, or whose rows of a rank are: one flag a buffer, because
+    // of two dispatches under way the later may be through first.
+    SharedFlag& computed(std::uint64_t dispatch) const { return flag(1 + dispatch % kBuffers); }
+    SharedFlag& rows_from(std::size_t rank, std::uint64_t dispatch) const {
+        return flag(1 + kBuffers * (1 + rank) + dispatch % kBuffers);
+    }
+    // Plain all-to-alls of which a rank's part is here.
+    SharedFlag& part_from(std::size_t rank) const { return flag(1 + kBuffers * (1 + std::size_t{shape_.ranks}) + rank); }
 
     std::byte* gather_slot(std::uint64_t operation) const;  // its header; the bytes follow
     std::byte* received(std::uint64_t dispatch) const { return buffer(dispatch % kBuffers); }

@@ -85,7 +85,7 @@ void SharedExchange::send_rows(std::uint64_t dispatch, const std::byte* x, std::
                 std::memcpy(to, x + unsigned_of(*row) * routes.row_bytes, routes.row_bytes);
             }
         }
-        set(segments_[peer]->rows_from(static_cast<std::size_t>(rank_)), dispatch + 1);
+        set(segments_[peer]->rows_from(static_cast<std::size_t>(rank_), dispatch), dispatch + 1);
         wake(*segments_[peer]);
     }
 }
@@ -94,7 +94,7 @@ SharedReport SharedExchange::await_rows(std::uint64_t dispatch, std::span<const 
                                         std::chrono::nanoseconds patience) {
     awaited_.clear();
     for (std::size_t peer = 0; peer < ranks(); ++peer) {
-        if (rows_G[peer] != 0) awaited_.push_back({&own().rows_from(peer), dispatch + 1, static_cast<int>(peer)});
+        if (rows_G[peer] != 0) awaited_.push_back({&own().rows_from(peer, dispatch), dispatch + 1, static_cast<int>(peer)});
     }
     return await(patience);
 }
@@ -102,7 +102,7 @@ SharedReport SharedExchange::await_rows(std::uint64_t dispatch, std::span<const 
 void SharedExchange::give_outputs(std::uint64_t dispatch, std::span<const std::byte> y) {
     std::byte* const output = own().output(dispatch);
     if (!y.empty() && y.data() != output) std::memcpy(output, y.data(), y.size());
-    own().computed().value.store(dispatch + 1, std::memory_order_seq_cst);
+    own().computed(dispatch).value.store(dispatch + 1, std::memory_order_seq_cst);
     wake_all();
 }
 
@@ -112,7 +112,7 @@ SharedReport SharedExchange::await_outputs(std::uint64_t dispatch, const RowRout
     for (std::size_t peer = 0; peer < ranks(); ++peer) {
         const auto quota = routes.quota_P.subspan(peer * routes.slots_per_rank, routes.slots_per_rank);
         if (std::ranges::all_of(quota, [](std::int64_t rows) { return rows == 0; })) continue;
-        awaited_.push_back({&segments_[peer]->computed(), dispatch + 1, static_cast<int>(peer)});
+        awaited_.push_back({&segments_[peer]->computed(dispatch), dispatch + 1, static_cast<int>(peer)});
     }
     return await(patience);
 }

@@ -30,7 +30,8 @@ constexpr char kMagic[8] = {'4', 'l', 'a', 'n', 'e', 's', 'h', 'm'};
 std::size_t whole_pages(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 std::size_t flag_bytes(const SegmentShape& shape) {
-    return whole_pages(sizeof(SharedBell) + (2 + 2 * std::size_t{shape.ranks}) * sizeof(SharedFlag));
+    const std::size_t flags = 1 + kBuffers + (kBuffers + 1) * std::size_t{shape.ranks};
+    return whole_pages(sizeof(SharedBell) + flags * sizeof(SharedFlag));
 }
 
 std::size_t slot_bytes(const SegmentShape& shape) { return whole_pages(sizeof(GatherHeader) + shape.gather_bytes); }

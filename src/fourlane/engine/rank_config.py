@@ -221,7 +221,9 @@ def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all
     wanted = deployment.exchange.implementation
     if wanted != "auto":
         return wanted
-    return "tcp" if pool.device == "cpu" else "torch_all_to_all"
+    if pool.device != "cpu":
+        return "torch_all_to_all"
+    return "shared_memory" if pool.launch == "local" else "tcp"
 
 
 def _ports(ports: str | None) -> tuple[int, int] | None:

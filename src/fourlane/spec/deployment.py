@@ -100,8 +100,9 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     final place in the receiver's memory, and no socket carries them; "tcp" is own sockets, full duplex and
     marked as expert traffic, for hosts without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each
     rank has a GPU; "deepep" the kernels of DeepEP, for ranks that have a GPU each, with bfloat16 activations.
-    "auto" takes "tcp" for a pool on CPUs and "torch_all_to_all" for one on GPUs. `address` is the local IP
-    to bind, on the interface expert traffic shall use.
+    "auto" takes "torch_all_to_all" for a pool on GPUs, and on CPUs "shared_memory" for one that is launched
+    here and "tcp" for external ranks. `address` is the local IP to bind, on the interface expert traffic
+    shall use.
 
     `dispatch` is the form in which tokens travel to their experts: "activations" as they are, "float8" a
     byte an element with a scale for each 128 of them, a quarter of float32's bytes and half of bfloat16's.

@@ -116,8 +116,7 @@ def _exchange(deployment: Deployment) -> Iterator[Fault]:
     if deployment.exchange.implementation == "shared_memory" and on_gpus:
         yield Fault(
             "exchange.implementation",
-            f'"shared_memory" is for pools on CPUs, and [{on_gpus[0]}] is on {deployment.pools()[on_gpus[0]].device}; '
-            'expected "auto" or "torch_all_to_all"',
+            f'"shared_memory" is for CPUs, got [{on_gpus[0]}] on {deployment.pools()[on_gpus[0]].device}; use "auto"',
         )
     on_cpus = [role for role, pool in deployment.pools().items() if pool.device == "cpu"]
     if deployment.exchange.implementation == "deepep" and on_cpus:

@@ -12,6 +12,7 @@ from fake_service import FakeService, deployment_of
 from fourlane.gateway.lanes import lane_lines, lane_states, unlike_marks
 from fourlane.lanes.connections import LikeConnections
 from fourlane.lanes.marking import LaneMark, default_marks
+from fourlane.spec.deployment import Exchange
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ BAD = LikeConnections(TrafficClass.EXPERT, "eth0", 46, None, complete=False, con
 
 
 def test_a_lane_has_a_line_with_its_mark_its_carrier_and_its_connections() -> None:
-    lines = lane_lines(lane_states(deployment_of(), default_marks(), [], [GOOD, BAD]))
+    over_tcp = msgspec.structs.replace(deployment_of(), exchange=Exchange(implementation="tcp"))
+    lines = lane_lines(lane_states(over_tcp, default_marks(), [], [GOOD, BAD]))
     assert lines[0].startswith("lane expert   DSCP 46, priority 5: tcp at 127.0.0.1; 4 connection ends on eth0")
     assert lines[0].endswith("1 of them not marked as planned")
     assert "no connections yet" in lines[1]
@@ -32,6 +34,11 @@ def test_a_lane_has_a_line_with_its_mark_its_carrier_and_its_connections() -> No
 def test_ranks_alone_in_their_groups_exchange_over_no_network() -> None:
     states = lane_states(deployment_of(prefill=1, decode=1), default_marks(), [], [])
     assert states["expert"].carrier == "within each rank, no network"
+
+
+def test_ranks_that_share_memory_exchange_over_no_network() -> None:
+    states = lane_states(deployment_of(prefill=2, decode=2), default_marks(), [], [])
+    assert states["expert"].carrier == "shared_memory, no network"
 
 
 def test_health_and_metrics_tell_of_connections(model_folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import pytest
@@ -13,7 +13,7 @@ from fourlane.lanes import live
 from fourlane.lanes.default_plan import default_plan
 from fourlane.lanes.live import lane_cautions, plan_marks
 from fourlane.lanes.marking import default_marks
-from fourlane.spec.deployment import Deployment, Exchange, KvTransfer, Pool
+from fourlane.spec.deployment import Deployment, Exchange, Gateway, KvTransfer, Pool
 from fourlane.spec.load import load_cluster, load_deployment, render
 from fourlane.spec.traffic import TrafficClass
 
@@ -97,10 +97,18 @@ def test_networks_that_are_apart_and_hosts_that_have_none_are_no_caution(plan: L
 
 
 @pytest.mark.parametrize(
-    ("device", "exchange"), [("cpu", "tcp"), ("cuda", "torch_all_to_all"), ("cuda:1", "torch_all_to_all")]
+    ("device", "launch", "exchange"),
+    [
+        ("cpu", "local", "shared_memory"),
+        ("cpu", "external", "tcp"),
+        ("cuda", "local", "torch_all_to_all"),
+        ("cuda:1", "external", "torch_all_to_all"),
+    ],
 )
-def test_the_exchange_follows_the_device_unless_one_is_asked_for(device: str, exchange: str, tmp_path: Path) -> None:
-    wanted = Deployment(unified=Pool(device=device))
+def test_the_exchange_follows_where_ranks_are_unless_one_is_asked_for(
+    device: str, launch: Literal["local", "external"], exchange: str, tmp_path: Path
+) -> None:
+    wanted = Deployment(unified=Pool(device=device, launch=launch), gateway=Gateway(control="tcp://10.0.0.1:7100"))
     assert [config.exchange for config in rank_configs(wanted, tmp_path)] == [exchange]
     asked = msgspec.structs.replace(wanted, exchange=Exchange(implementation="torch_all_to_all"))
     assert [config.exchange for config in rank_configs(asked, tmp_path)] == ["torch_all_to_all"]

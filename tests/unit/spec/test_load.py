@@ -163,6 +163,10 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
             'deployment.toml: exchange.address: expected an IP address of this host such as "127.0.0.1", got "eth0"',
         ),
         (
+            '[unified]\ndevice = "cuda"\n[exchange]\nimplementation = "shared_memory"',
+            'deployment.toml: exchange.implementation: "shared_memory" is for CPUs, got [unified] on cuda; use "auto"',
+        ),
+        (
             '[prefill]\n[decode]\nranks = 3\n[kv_transfer]\nports = "7000-7001"',
             'deployment.toml: kv_transfer.ports: expected a port for each of 3 decode ranks, got 2 in "7000-7001"',
         ),
