@@ -377,11 +377,11 @@ std::uint32_t mesh_gather(fourlane::SocketMesh& mesh, std::uint16_t kind, const 
 
 using Suspect = std::tuple<int, std::uint64_t, std::uint64_t, std::uint64_t>;
 
-nb::tuple mesh_wait(fourlane::SocketMesh& mesh, std::uint32_t operation, std::int64_t patience_ms) {
+nb::tuple mesh_wait(fourlane::SocketMesh& mesh, std::uint32_t operation, std::int64_t patience_ms, int wake) {
     fourlane::MeshReport report;
     {
         const nb::gil_scoped_release released;
-        report = mesh.wait(operation, std::chrono::milliseconds(patience_ms));
+        report = mesh.wait(operation, std::chrono::milliseconds(patience_ms), wake);
     }
     std::vector<Suspect> suspects;
     for (const auto& one : report.suspects) suspects.emplace_back(one.peer, one.received, one.expected, one.unsent);
@@ -437,8 +437,8 @@ NB_MODULE(_native, module) {
              "Begin an operation that gives each peer its part of `out`; return its number.")
         .def("gather", &mesh_gather, "kind"_a, "mine"_a.noconvert(), "everybody"_a.noconvert(),
              "Begin an operation that gives all of `mine` to each peer; return its number.")
-        .def("wait", &mesh_wait, "operation"_a, "patience_ms"_a,
-             "Move bytes until it is through; return (end, errno, [(peer, received, expected, unsent)]).")
+        .def("wait", &mesh_wait, "operation"_a, "patience_ms"_a, "wake"_a = -1,
+             "Move bytes until it is through, or the descriptor `wake` is readable; return (end, errno, [(peer, received, expected, unsent)]).")
         .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
     bind_balance(module);
     bind_fabric(module);

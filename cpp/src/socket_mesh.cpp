@@ -159,8 +159,9 @@ bool SocketMesh::through(std::uint32_t operation) const {
                         [operation](const Link& link) { return link.awaits(operation) || link.owes(operation); });
 }
 
-MeshReport SocketMesh::wait(std::uint32_t operation, std::chrono::milliseconds patience) {
-    std::vector<pollfd> polled(links_.size());
+MeshReport SocketMesh::wait(std::uint32_t operation, std::chrono::milliseconds patience, int wake) {
+    std::vector<pollfd> polled(links_.size() + 1);
+    polled.back() = {wake, POLLIN, 0};
     auto give_up_at = Clock::now() + patience;
     while (!through(operation)) {
         for (std::size_t peer = 0; peer < links_.size(); ++peer) {
@@ -178,6 +179,7 @@ MeshReport SocketMesh::wait(std::uint32_t operation, std::chrono::milliseconds p
                                  static_cast<int>(std::min<std::int64_t>(left, std::numeric_limits<int>::max())));
         if (ready < 0 && errno == EINTR) return report(MeshEnd::interrupted, 0, operation, -1);
         if (ready < 0) return report(MeshEnd::failed, errno, operation, -1);
+        const bool woken = polled.back().revents != 0;
         for (std::size_t peer = 0; peer < links_.size(); ++peer) {
             if (polled[peer].fd < 0 || polled[peer].revents == 0) continue;
             Link& link = links_[peer];
@@ -188,6 +190,7 @@ MeshReport SocketMesh::wait(std::uint32_t operation, std::chrono::milliseconds p
                 return hung_up(operation, static_cast<int>(peer), moved.end, moved.error);
             }
         }
+        if (woken && !through(operation)) return {MeshEnd::woken, 0, {}};
     }
     return {};
 }

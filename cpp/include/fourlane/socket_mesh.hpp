@@ -26,8 +26,8 @@ using MeshHeader = std::array<std::byte, kMeshHeaderBytes>;
 MeshHeader mesh_header(std::uint16_t kind, std::uint32_t operation, std::uint64_t payload_bytes);
 
 // How a wait ended: all moved; nothing moved for as long as allowed; a signal came, wait again; a peer closed its
-// end; a socket failed; a peer sent something else than it should.
-enum class MeshEnd { done, timed_out, interrupted, closed, failed, unexpected };
+// end; a socket failed; a peer sent something else than it should; there is something else to do, then wait again.
+enum class MeshEnd { done, timed_out, interrupted, closed, failed, unexpected, woken };
 
 // What is known of a peer that held an operation up.
 struct MeshSuspect {
@@ -53,8 +53,9 @@ public:
     std::uint32_t post(std::uint16_t kind, std::span<const std::span<const std::byte>> to,
                        std::span<const std::span<std::byte>> from);
 
-    // Move bytes until an operation (and so all before it) is through, or nothing has moved for `patience`.
-    MeshReport wait(std::uint32_t operation, std::chrono::milliseconds patience);
+    // Move bytes until an operation (and so all before it) is through, or nothing has moved for `patience`; or, if a
+    // descriptor is given, that one is readable.
+    MeshReport wait(std::uint32_t operation, std::chrono::milliseconds patience, int wake = -1);
 
     std::size_t peers() const { return links_.size(); }
 

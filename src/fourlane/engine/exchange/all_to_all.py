@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.exchange.group_exchange import Meanwhile
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.exchange.rows import Sorted
@@ -41,8 +42,8 @@ class CarrierError(Exception):
 class Work(Protocol):
     """An operation of a carrier under way."""
 
-    def wait(self) -> object:
-        """Block until it is through.
+    def wait(self, meanwhile: Meanwhile | None = None) -> object:
+        """Block until it is through; what there is to begin meanwhile may be begun, if the carrier can be woken.
 
         Raises:
             CarrierError: a peer died or hangs.
@@ -199,7 +200,7 @@ class AllToAllExchange(SteppedExchange):
         result_RB, work = self._exchange(AS_IS.pack(back_RD), handle.received_G, handle.sent_G, where)
 
         def finish() -> Tensor:
-            self._wait(work, where)
+            self._wait(work, where, self.meanwhile)
             result_RD = AS_IS.unpack(result_RB.to(self._device), y_RD.shape[1], y_RD.dtype)
             return weighted_sum(result_RD, handle.order_R, handle.weights_TK)
 
@@ -227,7 +228,7 @@ class AllToAllExchange(SteppedExchange):
         received_G = routes.count_GS.sum(axis=1).tolist()
         arrived_RB, work = self._exchange(packed_TB.index_select(0, sent.rows_R), sent_G, received_G, where)
         arrival = Arrival.of(routes.count_GS, self._device)
-        self._wait(work, where)
+        self._wait(work, where, self.meanwhile)
         rows_RB = arrived_RB.to(self._device).index_select(0, arrival.by_slot_R)
         return rows_RB, _Handle(sent.order_R, weights_TK, arrival.place_R, sent_G, received_G), arrival
 
@@ -245,10 +246,10 @@ class AllToAllExchange(SteppedExchange):
         except CarrierError as error:
             raise self._lost(where, error) from error
 
-    def _wait(self, work: Work, where: str) -> None:
+    def _wait(self, work: Work, where: str, meanwhile: Meanwhile | None = None) -> None:
         began = time.perf_counter()
         try:
-            work.wait()
+            work.wait(meanwhile)
         except CarrierError as error:
             raise self._lost(where, error) from error
         finally:

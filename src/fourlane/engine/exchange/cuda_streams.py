@@ -42,10 +42,11 @@ class CudaStreams:
         return event
 
     @contextmanager
-    def communicating(self, posted: torch.cuda.Event) -> Iterator[None]:
-        """Do what follows on the communicating stream, behind what was posted."""
+    def communicating(self, posted: torch.cuda.Event | None) -> Iterator[None]:
+        """Do what follows on the communicating stream, behind what was posted if that is to be waited for."""
         with torch.cuda.stream(self._stream):
-            self._stream.wait_event(posted)
+            if posted is not None:
+                self._stream.wait_event(posted)
             yield
 
     def mark(self) -> torch.cuda.Event:

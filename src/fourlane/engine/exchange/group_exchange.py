@@ -7,7 +7,7 @@ from it. Not for how bytes travel, nor for the layout of rows: that is an implem
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
 
-__all__ = ["ANNOUNCED", "SteppedExchange", "outlook_row"]
+__all__ = ["ANNOUNCED", "Meanwhile", "SteppedExchange", "outlook_row"]
 
 ANNOUNCED = 4 + OUTLOOK
 """Columns behind the counts: step, more, staged, refused, and the outlook."""
@@ -43,6 +43,18 @@ def outlook_row(outlook: Sequence[int]) -> np.ndarray:
     row = np.zeros(OUTLOOK, dtype=np.int64)
     row[: len(outlook)] = outlook
     return row
+
+
+class Meanwhile(Protocol):
+    """What may begin while an operation that has posted all it sends is still waited for."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when there is something to begin."""
+        ...
+
+    def begin_next(self) -> None:
+        """Begin what there is, if anything; the descriptor is no longer readable. Never blocks, never raises."""
+        ...
 
 
 class SteppedExchange(GroupExchange):
@@ -79,6 +91,9 @@ class SteppedExchange(GroupExchange):
         self._announced = torch.zeros(ANNOUNCED, dtype=torch.int64)
         self._agreement: Agreement | None = None
         self._place = "joining"
+        self.meanwhile: Meanwhile | None = None
+        """Begun while rows are waited for, where an implementation can be woken from that. All ranks' operations still
+        begin in the same order."""
 
     @abstractmethod
     def close(self) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.exchange.group_exchange import Meanwhile
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.seal import Secret
@@ -49,6 +50,7 @@ class _End(IntEnum):
     CLOSED = 3
     FAILED = 4
     UNEXPECTED = 5
+    WOKEN = 6
 
 
 class TcpExchange(AllToAllExchange):
@@ -127,14 +129,17 @@ class _TcpCarrier:
         self._held[operation] = (out, into)
         return result, _Work(self, operation)
 
-    def wait(self, operation: int) -> None:
+    def wait(self, operation: int, meanwhile: Meanwhile | None) -> None:
         """Block until an operation is through; see `Work`."""
+        wake = -1 if meanwhile is None else meanwhile.fileno()
         while True:
-            end, error, suspects = self._mesh.wait(operation, self._patience_ms)
+            if meanwhile is not None:
+                meanwhile.begin_next()
+            end, error, suspects = self._mesh.wait(operation, self._patience_ms, wake)
             if end == _End.DONE:
                 self._held.pop(operation, None)
                 return
-            if end != _End.INTERRUPTED:  # after a signal Python's handlers have run by now
+            if end not in (_End.INTERRUPTED, _End.WOKEN):  # after a signal Python's handlers have run by now
                 raise CarrierError(_describe(_End(end), error, suspects))
 
     def interrupt(self) -> None:
@@ -159,9 +164,9 @@ class _Work:
     carrier: _TcpCarrier
     operation: int
 
-    def wait(self) -> None:
-        """Block until it is through."""
-        self.carrier.wait(self.operation)
+    def wait(self, meanwhile: Meanwhile | None = None) -> None:
+        """Block until it is through; begin what there is meanwhile."""
+        self.carrier.wait(self.operation, meanwhile)
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.counters import ExchangeCounters
+    from fourlane.engine.exchange.group_exchange import Meanwhile
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.exchange.payload import Payload
     from fourlane.lanes.marking import Mark
@@ -131,8 +132,9 @@ class _Work:
 
     work: dist.Work
 
-    def wait(self) -> None:
-        """Block until it is through."""
+    def wait(self, meanwhile: Meanwhile | None = None) -> None:
+        """Block until it is through; nothing wakes it before."""
+        del meanwhile
         try:
             self.work.wait()
         except RuntimeError as error:

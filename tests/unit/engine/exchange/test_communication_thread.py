@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import torch
 from fourlane.engine.exchange.communication_thread import CommunicationThread
 from fourlane.engine.exchange.contract import Received
 from fourlane.engine.exchange.counters import ExchangeCounters
+from fourlane.engine.exchange.group_exchange import SteppedExchange
 from fourlane.engine.exchange.local import LocalExchange
+from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.stage_trace import StageTrace
 from fourlane.errors import PeerLost
 from fourlane.policy.placement import linear_placement
@@ -78,6 +81,44 @@ class ScriptedExchange:
         return result
 
 
+class WakeableExchange(SteppedExchange):
+    """An exchange whose rows arrive when told, and that can be woken from waiting for them."""
+
+    def __init__(self, log: list[str], *, lost: bool = False) -> None:
+        address = GroupAddress("nowhere", 0, 2, "127.0.0.1", join_s=1, step_s=5)
+        super().__init__(address, linear_placement(layers=2, experts=4, ranks=2), marks=[])
+        self.log, self.lost = log, lost
+        self.rows_posted, self.begun_ahead, self.arrived = threading.Event(), threading.Event(), threading.Event()
+
+    def _gather(self, mine: torch.Tensor, where: str) -> np.ndarray:
+        raise AssertionError((mine, where))
+
+    def dispatch(self, *_: Any, layer: int, **__: Any) -> Slow:
+        if self.rows_posted.is_set():
+            self.begun_ahead.set()
+        self.log.append(f"begin {layer}")
+        return Slow(lambda: self._rows(layer))
+
+    def combine(self, y_RD: torch.Tensor, received: Received) -> Slow:
+        raise AssertionError((y_RD, received))
+
+    def close(self) -> None:
+        self.arrived.set()
+
+    def _rows(self, layer: int) -> Received:
+        self.log.append(f"rows {layer}")
+        self.rows_posted.set()
+        meanwhile = self.meanwhile
+        assert meanwhile is not None
+        while not self.arrived.is_set():
+            meanwhile.begin_next()
+            select.select([meanwhile], [], [], 0.01)
+        if self.lost:
+            raise PeerLost(f"rows {layer}: rank 1 died")
+        self.log.append(f"end {layer}")
+        return Received(torch.zeros(1, 2), [0], np.zeros((2, 4)), handle=layer)
+
+
 @pytest.fixture
 def behind() -> Iterator[Callable[[ScriptedExchange], CommunicationThread]]:
     """Put exchanges behind threads, which are stopped at the end."""
@@ -121,6 +162,37 @@ def test_what_is_under_way_while_the_model_computes_is_not_waited_for(behind: Be
     assert 0.1 <= inner.counters.communication_s < 0.3
     dispatch(exchange, 1).wait()
     assert inner.counters.wait_s >= 0.09, "nothing was computed meanwhile"
+
+
+def test_the_next_operation_begins_while_rows_of_the_one_before_are_on_their_way() -> None:
+    log: list[str] = []
+    inner = WakeableExchange(log)
+    exchange = CommunicationThread(inner, device=CPU, patience_s=5.0)
+    first = dispatch(exchange, 0)
+    inner.rows_posted.wait(5)
+    second = dispatch(exchange, 1)
+    assert inner.begun_ahead.wait(5), "the thread was not woken"
+    third = dispatch(exchange, 1)
+    inner.arrived.set()
+    assert [pending.wait().handle for pending in (first, second, third)] == [0, 1, 1]
+    exchange.close()
+    # one ahead, no more: what the third sends comes behind what the second sends
+    assert log == ["begin 0", "rows 0", "begin 1", "end 0", "rows 1", "end 1", "begin 1", "rows 1", "end 1"]
+    assert inner.meanwhile is None
+
+
+def test_what_began_ahead_fails_with_what_it_waited_behind() -> None:
+    inner = WakeableExchange([], lost=True)
+    exchange = CommunicationThread(inner, device=CPU, patience_s=5.0)
+    first = dispatch(exchange, 0)
+    inner.rows_posted.wait(5)
+    second = dispatch(exchange, 1)
+    assert inner.begun_ahead.wait(5)
+    inner.arrived.set()
+    for pending in (first, second):
+        with pytest.raises(PeerLost, match="rows 0: rank 1 died"):
+            pending.wait()
+    exchange.close()
 
 
 def test_waiting_twice_gives_the_same(behind: Behind) -> None:
