@@ -52,6 +52,16 @@ def test_it_measures_one_stream_and_two_and_writes_json_a_plot_and_a_trace(
     _check_trace(tmp_path / "out.pftrace", ranks=3)
 
 
+def test_an_order_that_cuts_experts_in_two_shows_both_halves(model: Path, tmp_path: Path) -> None:
+    sizes = ("--order", "experts", "--tokens", "9", "--context", "8", "--link", "none")
+    out = run("--model", model, *sizes, *SHORT, "--trace", tmp_path / "out.pftrace")
+    assert (out.returncode, out.stderr) == (0, "")
+    assert "order experts" in out.stdout
+    found = _slices(Trace.FromString((tmp_path / "out.pftrace").read_bytes()))
+    for stream, half in itertools.product((0, 1), (0, 1)):
+        assert found["two streams, rank 0", f"stream {stream}", f"experts {half}", 1] == 1
+
+
 def _check_trace(path: Path, *, ranks: int) -> None:
     """See that a trace has every stage of every layer of both streams, and what travelled between them."""
     found = _slices(Trace.FromString(path.read_bytes()))

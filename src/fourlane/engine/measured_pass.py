@@ -147,7 +147,7 @@ class _Rank:
         exchange = self._alone if way.implementation == ALONE else self._exchanges[way.implementation]
         self._number += 1
         exchange.begin_step(self._number, more=True)
-        order = ORDERS[self._plan.phase] if way.mode == "dual" else None
+        order = ORDERS[self._plan.order] if way.mode == "dual" else None
         return (runner or self._runner).run(self._steps[tokens], exchange, self._placement, order=order)
 
     def _pages(self, most: int) -> Tensor:

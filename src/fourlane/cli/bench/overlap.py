@@ -35,6 +35,11 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.option("--model", default="bundled", show_default=True, help="A checkpoint folder; random weights will do.")
 @click.option("--phase", type=click.Choice(["prefill", "decode"]), default="prefill", show_default=True)
+@click.option(
+    "--order",
+    type=click.Choice(["prefill", "decode", "experts"]),
+    help="In which order two streams take turns; by default that of the phase.",
+)
 @click.option("--tokens", default="32,128,512", show_default=True, help="Tokens of each rank in a pass.")
 @click.option("--context", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a sequence.")
 @click.option("--link", default="500Mbps", show_default=True, help='Rates of each rank\'s link; "none": no links.')
@@ -49,6 +54,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     *,
     model: str,
     phase: str,
+    order: str | None,
     tokens: str,
     context: int,
     link: str,
@@ -77,6 +83,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     bench = _Bench.read(
         model=model,
         phase=phase,
+        order=order or phase,
         tokens=tokens,
         context=context,
         links=link,
@@ -89,13 +96,20 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     out = console()
     found = bench.measure()
     cases = [case for measured, rate in found.measured for case in cases_of(measured, rate, implementation)]
-    title = f"{phase}, {ranks} ranks, {_name_of(model)}"
+    title = f"{phase}, {ranks} ranks, {_name_of(model)}" + (f", order {order}" if order else "")
     print_table(out, overlap_table(cases, title=title, implementation=implementation))
     out.print()
     for note in found.notes:
         out.print(note, markup=False, soft_wrap=True)
     if json_path:
-        settings = {"model": model, "phase": phase, "ranks": ranks, "context": context, "notes": found.notes}
+        settings = {
+            "model": model,
+            "phase": phase,
+            "order": bench.order,
+            "ranks": ranks,
+            "context": context,
+            "notes": found.notes,
+        }
         operations = [{"link": str(rate), "passes": measured} for measured, rate in found.measured]
         write_json(json_path, {"fourlane": __version__, **settings, "cases": cases, "operations": operations})
         out.print(f"figures: {json_path}", markup=False, soft_wrap=True)
@@ -124,6 +138,7 @@ class _Bench(NamedTuple):
 
     model: str
     phase: str
+    order: str
     tokens: tuple[int, ...]
     context: int
     links: tuple[Rate | None, ...]
@@ -198,6 +213,7 @@ class _Bench(NamedTuple):
             tokens=self.tokens,
             context=self.context,
             ways=ways,
+            order=self.order,
             seconds=self.seconds,
             rounds=self.rounds,
             trace=self.trace and link == self.links[-1],
