@@ -26,7 +26,7 @@ from fourlane.engine.sequence import Sequence
 from fourlane.engine.stage_trace import StageTrace
 from fourlane.errors import SpecError
 from fourlane.policy.overlap_order import ORDERS
-from fourlane.policy.placement import linear_placement
+from fourlane.policy.placement import EMPTY, Placement, linear_placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.contract import Pending, Received
-    from fourlane.policy.placement import Placement
 
 __all__ = ["run_rank"]
 
@@ -60,12 +59,15 @@ class _Alone(LocalExchange):
     """An exchange by which no row leaves its rank: experts of other ranks are computed by those in their places here.
 
     Args:
-        placement: of the group, its experts in order.
+        placement: of the group, each expert in one slot.
+        rank: in it.
     """
 
-    def __init__(self, placement: Placement) -> None:
-        self._slots = placement.experts // placement.ranks
-        self._own = linear_placement(layers=placement.layers, experts=self._slots, ranks=1)
+    def __init__(self, placement: Placement, rank: int) -> None:
+        held_LP = placement.slot_of_LP.reshape(placement.layers, placement.ranks, -1)[:, rank] >= 0
+        self._experts = int(held_LP[0].sum())
+        table_LP = np.where(held_LP, held_LP.cumsum(axis=1) - 1, EMPTY).astype(np.int32)
+        self._own = Placement(table_LP, experts=self._experts, ranks=1)
         super().__init__(self._own)
 
     def dispatch(
@@ -81,7 +83,7 @@ class _Alone(LocalExchange):
         """Keep the rows, by slot."""
         del placement
         return super().dispatch(
-            x_TD, topk_TK % self._slots, weights_TK, self._own, layer=layer, decode_rows=decode_rows
+            x_TD, topk_TK % self._experts, weights_TK, self._own, layer=layer, decode_rows=decode_rows
         )
 
 
@@ -112,7 +114,7 @@ class _Rank:
             name: stack.enter_context(closing(CommunicationThread(joined, device=_CPU, patience_s=STEP_S)))
             for name, joined in self._joined.items()
         }
-        self._alone = _Alone(self._placement)
+        self._alone = _Alone(self._placement, rank)
         self._number = 0
 
     def measure(self, tokens: int, way: Way) -> Passes:

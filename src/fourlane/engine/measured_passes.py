@@ -43,8 +43,8 @@ class PassPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What the ranks of one group compute, and how.
 
     `model`: a checkpoint folder, or "bundled". `phase`: prompts of at most `context` tokens are prefilled, or one token
-    of each sequence is decoded after `context` of them. `order`: in which two streams take turns, by name. `trace`: at the end a pass of the last way of each mode is
-    recorded stage by stage, with the last number of tokens.
+    of each sequence is decoded after `context` of them. `order`: in which two streams take turns, by name. `trace`: at
+    the end a pass of the last way of each mode is recorded stage by stage, with the last number of tokens.
 
     Units:
         tokens: of a rank's step; seconds: of passes of each way, in each round.
