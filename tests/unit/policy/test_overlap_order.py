@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from order_pictures import pictures
 
 from fourlane.policy.overlap_order import (
     DECODE_ORDER,
@@ -56,6 +58,14 @@ def test_decode_takes_turns_after_each_half_of_attention_too() -> None:
     told = computed(timeline([passes(1, 1, 1, 1, layers=2)] * 2, DECODE_ORDER))
     # first: attention 0 and 1 | second: attention 0 | first: experts | second: attention 1 | first: next attention 0
     assert told[:8] == [(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (0, 3), (1, 2), (0, 4)]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_docs_show_what_an_order_gives(name: str) -> None:
+    text = (Path(__file__).parents[3] / "docs/design/two-streams.md").read_text()
+    after = text[text.index(f"**`{name}`**") :]
+    shown = after.split("```text\n", 1)[1].split("\n```", 1)[0]
+    assert shown == pictures()[name]
 
 
 def test_prefill_hides_everything_where_stages_are_as_long_as_transfers() -> None:
