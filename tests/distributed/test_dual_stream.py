@@ -11,30 +11,36 @@ import pytest
 from make_random_checkpoint import Shape, write_checkpoint
 
 BODIES = Path(__file__).parent / "dual_bodies.py"
-SHAPE = Shape(
-    vocab=512, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, experts=10, top_k=3, expert_dim=40, seed=6
-)
+SIZES = {"vocab": 512, "hidden": 64, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 16, "expert_dim": 40}
 
 pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, for ranks to meet in."""
-    made = tmp_path_factory.mktemp("dual")
-    write_checkpoint(made / "model", SHAPE)
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders with a model, for ranks to meet in, by the size of its shared expert (0: none)."""
+    made = {shared: tmp_path_factory.mktemp("dual") for shared in (0, 48)}
+    for shared, folder in made.items():
+        write_checkpoint(folder / "model", Shape(**SIZES, experts=10, top_k=3, shared_expert_dim=shared, seed=6))
     return made
 
 
 @pytest.mark.parametrize(
-    ("implementation", "ranks"),
-    [("local", 1), ("torch_all_to_all", 2), ("tcp", 2), ("tcp", 3), ("shared_memory", 2), ("shared_memory", 3)],
+    ("implementation", "ranks", "shared"),
+    [
+        ("local", 1, 48),
+        ("torch_all_to_all", 2, 0),
+        ("tcp", 2, 48),
+        ("tcp", 3, 0),
+        ("shared_memory", 2, 0),
+        ("shared_memory", 3, 48),
+    ],
 )
 def test_a_model_gives_the_bits_of_one_process_in_two_streams_while_experts_move(
-    implementation: str, ranks: int, folder: Path
+    implementation: str, ranks: int, shared: int, folders: dict[int, Path]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, str(BODIES), str(folder), implementation, str(ranks)],
+        [sys.executable, str(BODIES), str(folders[shared]), implementation, str(ranks)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BODIES.parents[1] / "support")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -104,6 +104,16 @@ def test_any_pools_chunks_and_transports_give_the_tokens_of_hugging_face(
     assert found == expected
 
 
+def test_a_model_with_shared_experts_gives_the_tokens_of_hugging_face(tmp_path: Path) -> None:
+    sizes = {"vocab": 512, "hidden": 96, "layers": 3, "heads": 6, "kv_heads": 3, "head_dim": 16, "expert_dim": 40}
+    shape = Shape(**sizes, experts=10, top_k=3, shared_expert_dim=72, attention_bias=True, max_positions=256, seed=3)
+    write_checkpoint(tmp_path, shape)
+    prompts = random_prompts(16, vocab=512, longest=70, seed=2)
+    expected = greedy_by_hugging_face(tmp_path, prompts)
+    pools = deployment(tmp_path, prefill=2, decode=2, chunk_tokens=33)
+    assert asyncio.run(serve_and_generate(pools, prompts, GREEDY)) == expected
+
+
 def test_a_seed_gives_the_same_text_alone_and_in_any_company(odd_checkpoint: Path) -> None:
     seeded = Sampling(max_tokens=OUTPUT, temperature=0.9, top_p=0.95, seed=1234, ignore_eos=True)
     other = Sampling(max_tokens=OUTPUT, temperature=1.3, seed=77, ignore_eos=True)
