@@ -28,6 +28,10 @@ def plain(name: str) -> bool:
     return not IMPLEMENTATIONS[name].behind_thread
 
 
+def hears_of_deaths(name: str) -> bool:
+    return IMPLEMENTATIONS[name].hears_of_deaths
+
+
 def over(*, ranks: tuple[int, ...], only: Callable[[str], bool] = lambda _: True) -> pytest.MarkDecorator:
     """Run a test over all implementations that take so many ranks."""
     return pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_messages_larger_than_socket_buffers_pass_both_ways_at_once(ranks: int, 
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@over(ranks=(3,))
+@over(ranks=(3,), only=hears_of_deaths)
 def test_survivors_of_a_killed_peer_meet_its_successor_and_go_on(phase: str, ranks: int, launch: Launch) -> None:
     launch(f"peer_dies:{phase}", ranks)
 
@@ -145,7 +149,7 @@ def test_a_hanging_peer_is_an_error_within_the_timeout(phase: str, ranks: int, l
     launch(f"peer_hangs:{phase}", ranks)
 
 
-@over(ranks=(3,))
+@over(ranks=(3,), only=hears_of_deaths)
 def test_with_two_batches_under_way_both_are_told_of_a_dead_peer(ranks: int, launch: Launch) -> None:
     launch("both_batches_are_lost", ranks)
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from symmetric_double import SymmetricDouble
 
 from fourlane.engine.exchange.communication_thread import CommunicationThread
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
+from fourlane.engine.exchange.symmetric_memory import SymmetricMemoryExchange
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
 from fourlane.engine.seal import Secret
@@ -58,6 +60,7 @@ class Implementation:
         exact: it sums a token's experts in the order of K; else sums are only near.
         behind_thread: the communication thread runs it.
         marked: it has connections of its own, which carry the expert lane's mark.
+        hears_of_deaths: a peer's death ends what is under way at once; else its timeout does.
     """
 
     open: Callable[[Joining], AnyExchange]
@@ -68,6 +71,7 @@ class Implementation:
     exact: bool = True
     behind_thread: bool = False
     marked: bool = True
+    hears_of_deaths: bool = True
 
 
 def _local(joining: Joining) -> LocalExchange:
@@ -97,6 +101,17 @@ def _with_secret(kind: type[TcpExchange | SharedMemoryExchange], joining: Joinin
     )
 
 
+def _symmetric_memory(joining: Joining) -> SteppedExchange:
+    return SymmetricMemoryExchange(
+        joining.address,
+        joining.placement,
+        symmetric=SymmetricDouble(),
+        device=CPU,
+        split=joining.split,
+        payload=joining.payload,
+    )
+
+
 def _behind_thread(kind: Implementation) -> Implementation:
     """Return an implementation's operations run by a communication thread."""
 
@@ -111,5 +126,6 @@ _ALONE = {
     "torch_all_to_all": Implementation(_torch_all_to_all),
     "tcp": Implementation(_tcp, names_peers=True),
     "shared_memory": Implementation(_shared_memory, names_peers=True, marked=False),
+    "symmetric_memory": Implementation(_symmetric_memory, most_ranks=4, marked=False, hears_of_deaths=False),
 }
 IMPLEMENTATIONS = _ALONE | {f"{name}+thread": _behind_thread(kind) for name, kind in _ALONE.items()}

@@ -145,6 +145,8 @@ class StepGroup:
             )
         if self._config.exchange == "deepep":
             return self._open_deepep(address, split=split)
+        if self._config.exchange == "symmetric_memory":
+            return self._open_symmetric_memory(address, split=split)
         return TorchAllToAll(address, placement, device=device, counters=counters, split=split, payload=self._payload)
 
     def _open_deepep(self, address: GroupAddress, *, split: bool) -> SteppedExchange:
@@ -159,6 +161,19 @@ class StepGroup:
                 config.exchange_deepep,
                 config.exchange_low_latency_tokens,
             ),
+            device=self._device,
+            counters=self.counters,
+            split=split,
+            payload=self._payload,
+        )
+
+    def _open_symmetric_memory(self, address: GroupAddress, *, split: bool) -> SteppedExchange:
+        from fourlane.engine.exchange.symmetric_memory import SymmetricMemoryExchange, require_symmetric_memory
+
+        return SymmetricMemoryExchange(
+            address,
+            self._placement,
+            symmetric=require_symmetric_memory(self._device, own_gpus=address.backend == "nccl"),
             device=self._device,
             counters=self.counters,
             split=split,

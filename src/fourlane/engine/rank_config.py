@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RankBalance", "RankConfig", "control_endpoint", "exchange_of", "group_store", "rank_configs"]
 
 Role = Literal["prefill", "decode", "unified"]
+Implementation = Literal["torch_all_to_all", "tcp", "shared_memory", "deepep", "symmetric_memory"]
 
 
 class RankBalance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,7 +102,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     secret_file: str
     run_dir: str
 
-    exchange: Literal["torch_all_to_all", "tcp", "shared_memory", "deepep"] = "tcp"
+    exchange: Implementation = "tcp"
     exchange_dispatch: Literal["activations", "float8"] = "activations"
     exchange_deepep: Literal["auto", "v1", "v2"] = "auto"
     exchange_low_latency_tokens: int = 128
@@ -216,7 +217,7 @@ def _rank_config(
     )
 
 
-def exchange_of(deployment: Deployment, pool: Pool) -> Literal["torch_all_to_all", "tcp", "shared_memory", "deepep"]:
+def exchange_of(deployment: Deployment, pool: Pool) -> Implementation:
     """Return over what a pool's ranks exchange: what is asked for, or for "auto" by where its ranks are."""
     wanted = deployment.exchange.implementation
     if wanted != "auto":

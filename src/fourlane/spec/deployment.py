@@ -99,7 +99,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `implementation` "shared_memory" is for ranks of one host, on CPUs: rows are written straight to their
     final place in the receiver's memory, and no socket carries them; "tcp" is own sockets, full duplex and
     marked as expert traffic, for hosts without RDMA; "torch_all_to_all" gloo on CPUs and NCCL where each
-    rank has a GPU; "deepep" the kernels of DeepEP, for ranks that have a GPU each, with bfloat16 activations.
+    rank has a GPU; "deepep" the kernels of DeepEP, for ranks that have a GPU each, with bfloat16 activations;
+    "symmetric_memory" PyTorch's, for ranks that have a GPU each in one NVLink domain of one host.
     "auto" takes "torch_all_to_all" for a pool on GPUs, and on CPUs "shared_memory" for one that is launched
     here and "tcp" for external ranks. `address` is the local IP to bind, on the interface expert traffic
     shall use.
@@ -115,7 +116,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     more than `low_latency_tokens` tokens in it, and the normal kernels otherwise; 0: always normal.
     """
 
-    implementation: Literal["auto", "torch_all_to_all", "tcp", "shared_memory", "deepep"] = "auto"
+    implementation: Literal["auto", "torch_all_to_all", "tcp", "shared_memory", "deepep", "symmetric_memory"] = "auto"
     dispatch: Literal["activations", "float8"] = "activations"
     deepep: Literal["auto", "v1", "v2"] = "auto"
     low_latency_tokens: int = 128

@@ -119,11 +119,12 @@ def _exchange(deployment: Deployment) -> Iterator[Fault]:
             f'"shared_memory" is for CPUs, got [{on_gpus[0]}] on {deployment.pools()[on_gpus[0]].device}; use "auto"',
         )
     on_cpus = [role for role, pool in deployment.pools().items() if pool.device == "cpu"]
-    if deployment.exchange.implementation == "deepep" and on_cpus:
+    wanted = deployment.exchange.implementation
+    if wanted in ("deepep", "symmetric_memory") and on_cpus:
         yield Fault(
             "exchange.implementation",
-            f'"deepep" is for pools on GPUs, and [{on_cpus[0]}] is on cpu; expected "auto", "tcp", "shared_memory" or '
-            f'"torch_all_to_all", or {on_cpus[0]}.device = "cuda"',
+            f'"{wanted}" is for pools on GPUs, and [{on_cpus[0]}] is on cpu; expected "auto", "tcp", "shared_memory" '
+            f'or "torch_all_to_all", or {on_cpus[0]}.device = "cuda"',
         )
     few = deployment.exchange.low_latency_tokens
     if not 0 <= few <= MOST_LOW_LATENCY_TOKENS:
