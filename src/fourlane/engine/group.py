@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fourlane.engine.doorbell import Doorbell
+from fourlane.engine.exchange.communication_thread import CommunicationThread
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.meeting import GroupAddress
 from fourlane.engine.exchange.payload import payload_of
@@ -42,13 +43,15 @@ class StepGroup:
     """A rank's membership in its group.
 
     `exchange` is None while the group is not formed (before the first `join`, after `leave`); `address`
-    is where it met at last.
+    is where it met at last. `thread` is the same exchange behind a thread, for steps of two streams; it
+    owns the exchange: whoever leaves closes both.
     """
 
     def __init__(
         self, config: RankConfig, placement: Placement, *, device: torch.device, secret: Secret, lanes: LaneBook
     ) -> None:
         self.exchange: LocalExchange | SteppedExchange | None = None
+        self.thread: LocalExchange | CommunicationThread | None = None
         self.generation = -1
         self.step = 0
         self.counters: ExchangeCounters | None = None
@@ -63,6 +66,7 @@ class StepGroup:
         self.doorbell: Doorbell | None = None
         if config.group_size == 1:
             self.exchange = LocalExchange(placement, payload=self._payload)
+            self.thread = self.exchange
             self.counters = self.exchange.counters
             self.generation = config.generation
 
@@ -97,13 +101,14 @@ class StepGroup:
             self.leave()
             raise
         self.exchange, self.counters, self.address = exchange, exchange.counters, address
+        self.thread = CommunicationThread(exchange, device=self._device, patience_s=config.exchange_timeout_s)
         self.generation, self.step, self._engaged = generation, 0, True
 
     def leave(self) -> None:
         """Leave the group, if in one: a peer is lost, or this rank stops."""
-        if self.exchange is not None and self.exchange.ranks > 1:
-            self.exchange.close()
-            self.exchange = None
+        if isinstance(self.thread, CommunicationThread):
+            self.thread.close()
+            self.exchange = self.thread = None
         if self.doorbell is not None:
             self.doorbell.close()
             self.doorbell = None

@@ -27,6 +27,7 @@ __all__ = [
     "Hello",
     "KvAddress",
     "KvDelivered",
+    "OverlapStats",
     "PeerLostReport",
     "Phase",
     "Prefill",
@@ -47,7 +48,7 @@ __all__ = [
     "encode",
 ]
 
-VERSION = 2
+VERSION = 3
 T = TypeVar("T")
 Phase = Literal["prefill", "decode"]
 """What a token is computed for: a prompt, or the text after it."""
@@ -262,6 +263,28 @@ class BalanceStats(msgspec.Struct, frozen=True, kw_only=True):
     realised_balance: float | None = None
 
 
+class OverlapStats(msgspec.Struct, kw_only=True):
+    """In which mode a rank's steps ran and why; totals since the rank began.
+
+    `mode`, `why`: of its last step. `steps` by mode; `trial_steps`: of them, those run in the other mode to
+    see what it takes. `predicted_gain`: by what factor two streams were last predicted to be faster,
+    `measured_gain`: were last seen to be; None before.
+
+    Units:
+        communication_s: seconds its communication thread was at work in steps of two streams; hidden_s:
+        of them, those in which the rank computed.
+    """
+
+    mode: str = "single"
+    why: str = "unmeasured"
+    steps: dict[str, int] = msgspec.field(default_factory=lambda: {"single": 0, "dual": 0})
+    trial_steps: int = 0
+    communication_s: float = 0.0
+    hidden_s: float = 0.0
+    predicted_gain: float | None = None
+    measured_gain: float | None = None
+
+
 class RankStats(_Message, frozen=True, kw_only=True):
     """Gauges and running totals of a rank; sent at most five times a second, at least every two.
 
@@ -292,6 +315,7 @@ class RankStats(_Message, frozen=True, kw_only=True):
     expert_tokens: dict[Phase, list[int]] = {}
     balance_max_over_mean: float
     balance: BalanceStats = BalanceStats()
+    overlap: OverlapStats = msgspec.field(default_factory=OverlapStats)
     memory_bytes: int
     connections: list[LikeConnections] = []
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fourlane.spec.deployment import Balance, Deployment, Pool
 
-__all__ = ["RankBalance", "RankConfig", "control_endpoint", "exchange_of", "group_store", "rank_configs"]
+__all__ = ["RankBalance", "RankConfig", "RankOverlap", "control_endpoint", "exchange_of", "group_store", "rank_configs"]
 
 Role = Literal["prefill", "decode", "unified"]
 Implementation = Literal["torch_all_to_all", "tcp", "shared_memory", "deepep", "symmetric_memory"]
@@ -56,6 +56,14 @@ class RankBalance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         same = {name: getattr(balance, name) for name in cls.__struct_fields__ if hasattr(balance, name)}
         rate = None if balance.bulk_rate is None else int(balance.bulk_rate)
         return cls(**same | {"bulk_rate": rate, "migration_timeout_s": balance.migration_timeout.seconds})
+
+
+class RankOverlap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether a rank's group runs steps in two streams: `spec.deployment.Overlap`."""
+
+    mode: Literal["auto", "never", "always"] = "auto"
+    min_tokens: int = 16
+    min_gain: float = 0.03
 
 
 class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,6 +127,8 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     balance: RankBalance | None = None
     """None: experts stay in order, one of each."""
+
+    overlap: RankOverlap = RankOverlap()
 
     marks: dict[TrafficClass, LaneMark] = msgspec.field(default_factory=default_marks)
     """What sockets of each class carry: numbers of the lane plan, so that no other host has to read it."""
@@ -214,6 +224,7 @@ def _rank_config(
         kv_ports=_ports(deployment.kv_transfer.ports),
         kv_timeout_s=deployment.kv_transfer.timeout.seconds,
         balance=None if deployment.balance is None else RankBalance.of(deployment.balance),
+        overlap=RankOverlap(**msgspec.structs.asdict(deployment.overlap)),
     )
 
 

@@ -13,7 +13,7 @@ from fourlane.engine.messages import BalanceStats, RankStats
 
 if TYPE_CHECKING:
     from fourlane.engine.exchange.counters import ExchangeCounters
-    from fourlane.engine.messages import Phase
+    from fourlane.engine.messages import OverlapStats, Phase
     from fourlane.engine.scheduler import Scheduler
     from fourlane.lanes.connections import LaneBook
 
@@ -74,6 +74,7 @@ class StatsReporter:
         kv_bytes: int,
         bulk_bytes: int | None = None,
         lanes: LaneBook,
+        overlap: OverlapStats,
         migrations: BalanceStats | None = None,
     ) -> RankStats:
         """Return the report and start the next interval.
@@ -83,6 +84,7 @@ class StatsReporter:
             kv_bytes: payload sent on the kv lane.
             bulk_bytes: sent on the bulk lane, None if there is none.
             lanes: knows what connections were opened.
+            overlap: what is known of steps in one and in two streams.
             migrations: what is known of them, None if experts never move; the sums are put in here.
         """
         now = time.monotonic()
@@ -108,6 +110,7 @@ class StatsReporter:
             | ({"bulk": bulk_bytes} if bulk_bytes is not None else {}),
             expert_tokens=self._changed_load(counters, now),
             balance_max_over_mean=counters.balance if counters else 1.0,
+            overlap=overlap,
             balance=_with_sums(migrations or BalanceStats(), counters),
             memory_bytes=self._resident(now),
             connections=lanes.opened(),

@@ -202,6 +202,14 @@ class Scheduler:
         parts = [Scheduled(self.running[share.key], share.tokens) for share in shares]
         return Step(parts, more=len(parts) < len(self.running) or any(self._goes_on(part) for part in parts))
 
+    def expected_after(self, step: Step) -> tuple[int, int]:
+        """Return the prefill and decode tokens of the step after one, as far as one can know without running it."""
+        decode = sum(part.samples and part.sequence.target is None for part in step.parts)
+        decoding = sum(part.decodes for part in step.parts)
+        prefilling = sum(part.tokens for part in step.parts) - decoding
+        left = max(0, self.queued_tokens - prefilling)
+        return min(left, max(0, self.limits.chunk_tokens - decode)), decode
+
     def commit(self, step: Step, token_ids: Iterable[int]) -> list[tuple[Sequence, int, FinishReason | None]]:
         """Apply a step that has run.
 

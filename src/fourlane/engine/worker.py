@@ -21,11 +21,8 @@ import zmq
 
 from fourlane.engine.balance.balancer import Balancer
 from fourlane.engine.balance.initial import first_placement
-from fourlane.engine.batches import build_batch
 from fourlane.engine.channel import RankChannel, Secret
-from fourlane.engine.exchange.contract import BatchExchange
 from fourlane.engine.exchange.group_exchange import SteppedExchange
-from fourlane.engine.executor import run_single_stream
 from fourlane.engine.group import StepGroup, gpu_index
 from fourlane.engine.hand_off import KvInbox, KvOutbox
 from fourlane.engine.kv_cache import BlockPool
@@ -45,8 +42,10 @@ from fourlane.engine.messages import (
     TokenEvent,
     Tokens,
 )
+from fourlane.engine.micro_batches import StepRunner
 from fourlane.engine.model.config import read_config
 from fourlane.engine.model.qwen3_moe import load_model
+from fourlane.engine.overlap import Overlapping
 from fourlane.engine.rank_stats import StatsReporter, resident_bytes
 from fourlane.engine.sampler import SamplingRow, sample
 from fourlane.engine.scheduler import Limits, Scheduler
@@ -154,6 +153,8 @@ class RankWorker:
         self.balancer: Balancer | None = None
         if config.balance is not None and config.group_size > 1:
             self.balancer = Balancer(config, self.model, placement, lanes=self.lanes, secret=secret)
+        runner = StepRunner(self.model, self.storage.tensor)
+        self.overlap = Overlapping(config, runner, layers=len(model_config.moe_layers))
         self.stats = StatsReporter(self.scheduler)
         self._secret = secret
         self._sender: KvSender | None = None
@@ -255,21 +256,22 @@ class RankWorker:
     def _step(self) -> None:
         began = time.perf_counter()
         step = self._schedule()
-        on_kv = self._outbox.on_kv(step) if self._outbox is not None else None
-        batch = build_batch(step, block_size=self.config.block_size, device=self.device, on_kv=on_kv)
         staged, refused = self.balancer.announcement() if self.balancer is not None else (0, 0)
-        self.group.begin_step(more=step.more, staged=staged, refused=refused)
-        exchange = self.group.exchange
+        outlook = self.overlap.outlook(self.scheduler, step)
+        self.group.begin_step(more=step.more, staged=staged, refused=refused, outlook=outlook)
+        exchange = self.group.thread
         assert exchange is not None, "a group steps when it is formed"
         waited_s = exchange.counters.wait_s
-        counted = BatchExchange(exchange, batch.decode_row_N)
-        logits_NV = run_single_stream(self.model.forward(batch, self.storage.tensor, counted, self.placement))
+        on_kv = self._outbox.on_kv if self._outbox is not None else None
+        logits_NV = self.overlap.run(step, exchange, self.placement, on_kv=on_kv)
         self.group.end_step()
+        agreement = exchange.agreement()
+        self.overlap.end_step(agreement)
         eos_ids = self.scheduler.limits.eos_ids
         sampled = sample(logits_NV, [_sampling_row(sequence, eos_ids) for sequence in step.sampling])
         self._commit(step, sampled)
         if self.balancer is not None:
-            self.placement = self.balancer.end_step(exchange.agreement(), exchange.counters.load_LE)
+            self.placement = self.balancer.end_step(agreement, exchange.counters.load_LE)
         exchange_s = exchange.counters.wait_s - waited_s
         self.stats.count_step(time.perf_counter() - began, exchange_s=exchange_s, empty=not step.parts)
 
@@ -310,6 +312,7 @@ class RankWorker:
             self._post(Regrouped(generation=generation))
 
     def _join(self, store: str, generation: int) -> None:
+        self.overlap.reset()
         try:
             self.group.join(store, generation)
             self._join_balancing()
@@ -327,6 +330,7 @@ class RankWorker:
 
     def _leave(self) -> None:
         self.group.leave()
+        self.overlap.reset()
         if self.balancer is not None:
             self.balancer.leave()
 
@@ -345,6 +349,7 @@ class RankWorker:
                     kv_bytes=kv_bytes,
                     bulk_bytes=balancer.bytes_sent if balancer is not None else None,
                     lanes=self.lanes,
+                    overlap=self.overlap.stats,
                     migrations=balancer.stats() if balancer is not None else None,
                 )
             )

@@ -40,6 +40,18 @@ _MIGRATIONS = {
     "migration_s": ("fourlane_migration_seconds", "Time migrations were under way."),
     "migrations_failed": ("fourlane_migrations_failed", "Migrations given up; the placement stayed."),
 }
+_OVERLAPS = {
+    "trial_steps": ("fourlane_overlap_trial_steps", "Steps run in the other mode to see what it takes."),
+    "communication_s": ("fourlane_overlap_communication_seconds", "Communication in steps of two streams."),
+    "hidden_s": ("fourlane_overlap_hidden_seconds", "Communication in steps of two streams while the rank computed."),
+}
+_OVERLAP_GAINS = {
+    "predicted_gain": (
+        "fourlane_overlap_predicted_gain",
+        "By what factor two streams were last predicted to be faster than one.",
+    ),
+    "measured_gain": ("fourlane_overlap_measured_gain", "By what factor two streams were last seen to be faster."),
+}
 _CACHE = {
     "prompt_tokens": ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     "cached_tokens": ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache."),
@@ -70,6 +82,7 @@ class RankCollector(Collector):
         yield from self._of_the_queue()
         yield from self._of_ranks()
         yield from self._of_experts()
+        yield from self._of_overlap()
         yield from self._totals()
 
     def _of_the_queue(self) -> Iterator[Metric]:
@@ -130,6 +143,33 @@ class RankCollector(Collector):
                 if value is not None:
                     family.add_metric([rank.name], value)
         yield from (*gauges.values(), *totals.values())
+
+    def _of_overlap(self) -> Iterator[Metric]:
+        """Yield how steps were run, in one stream or in two, and what that was worth."""
+        steps = CounterMetricFamily("fourlane_overlap_steps", "Steps by mode.", labels=["rank", "mode"])
+        totals = {
+            name: CounterMetricFamily(metric, text, labels=["rank"]) for name, (metric, text) in _OVERLAPS.items()
+        }
+        gains = {
+            name: GaugeMetricFamily(metric, text, labels=["rank"]) for name, (metric, text) in _OVERLAP_GAINS.items()
+        }
+        decision = GaugeMetricFamily(
+            "fourlane_overlap_decision", "How the last step ran, and why: 1.", labels=["rank", "mode", "why"]
+        )
+        for rank in self._router.ranks.values():
+            for name, total in rank.overlap_totals().items():
+                if name in totals:
+                    totals[name].add_metric([rank.name], total)
+                else:
+                    steps.add_metric([rank.name, name], total)
+            if rank.stats is None:
+                continue
+            overlap = rank.stats.overlap
+            decision.add_metric([rank.name, overlap.mode, overlap.why], 1)
+            for name, family in gains.items():
+                if (gain := getattr(overlap, name)) is not None:
+                    family.add_metric([rank.name], gain)
+        yield from (steps, *totals.values(), *gains.values(), decision)
 
     def _pools(self) -> dict[str, list[RankView]]:
         pools: dict[str, list[RankView]] = {}

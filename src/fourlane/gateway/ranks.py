@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIGRATION_TOTALS",
+    "OVERLAP_TOTALS",
     "QUEUE_CHUNKS",
     "TOTALS",
     "RankLink",
@@ -33,6 +34,9 @@ __all__ = [
 
 QUEUE_CHUNKS = 8
 """Prefill chunks a rank may have queued before further prompts wait in the gateway."""
+
+OVERLAP_TOTALS = ("trial_steps", "communication_s", "hidden_s")
+"""The running totals in `RankStats.overlap`, besides steps by mode."""
 
 MIGRATION_TOTALS = ("layers_migrated", "experts_moved", "migration_bytes", "migration_s", "migrations_failed")
 """The running totals in `RankStats.balance`."""
@@ -95,6 +99,7 @@ class RankView:
         self._lanes_before: dict[str, int] = {}
         self._before: dict[str, float] = {}
         self._migrations_before: dict[str, float] = {}
+        self._overlap_before: dict[str, float] = {}
         self._step_exchange_before: list[int] = []
         """Totals of its earlier processes, so that they do not fall when it restarts."""
         self._seen: OrderedDict[bytes, None] = OrderedDict()
@@ -154,6 +159,7 @@ class RankView:
         self._seen.clear()
         self._lanes_before, self._before = self.lane_bytes(), self.totals()
         self._migrations_before = self.migration_totals()
+        self._overlap_before = self.overlap_totals()
         self._step_exchange_before = self.step_exchange_times()
         self.stats = None
 
@@ -187,6 +193,16 @@ class RankView:
         now = self.stats.balance if self.stats is not None else None
         before = self._migrations_before
         return {name: before.get(name, 0) + (getattr(now, name) if now is not None else 0) for name in MIGRATION_TOTALS}
+
+    def overlap_totals(self) -> dict[str, float]:
+        """Return its steps by mode ("single", "dual") and its totals of two streams, over all its processes."""
+        found = dict(self._overlap_before)
+        if self.stats is not None:
+            overlap = self.stats.overlap
+            now = overlap.steps | {name: getattr(overlap, name) for name in OVERLAP_TOTALS}
+            for name, total in now.items():
+                found[name] = found.get(name, 0) + total
+        return found
 
     def step_exchange_times(self) -> list[int]:
         """Return its steps by their time in the exchange, over all its processes; empty before any report."""

@@ -33,16 +33,31 @@ class PoolBalance(msgspec.Struct, kw_only=True):
     after: float
 
 
+class GroupOverlap(msgspec.Struct, kw_only=True):
+    """How the steps of an expert-parallel group run: its last step's mode and the reason, the share run in two streams.
+
+    `predicted_gain`, `measured_gain`: by what factor two streams are faster than one; None where unknown.
+    """
+
+    mode: str
+    why: str
+    dual_share: float
+    predicted_gain: float | None
+    measured_gain: float | None
+
+
 class PoolHealth(msgspec.Struct, kw_only=True):
     """A pool's ranks: how many serve, how many there should be, what is the matter with the others.
 
-    `balance` is None before there were tokens.
+    `balance` is None before there were tokens; `overlap` has an entry for each group of several ranks that
+    has reported.
     """
 
     ready: int
     ranks: int
     problems: dict[str, str]
     balance: PoolBalance | None
+    overlap: list[GroupOverlap]
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -112,13 +127,40 @@ def health(state: GatewayState) -> Health:
     for role, ranks in _by_pool(state).items():
         problems = {rank.name: f"{rank.state}: {rank.detail}" for rank in ranks if rank.state != "ready"}
         ready = len(ranks) - len(problems)
-        pools[role] = PoolHealth(ready=ready, ranks=len(ranks), problems=problems, balance=_balance(ranks))
+        pools[role] = PoolHealth(
+            ready=ready, ranks=len(ranks), problems=problems, balance=_balance(ranks), overlap=_overlap(ranks)
+        )
     return Health(status=_status(state, pools), model=state.model.name, pools=pools, lanes=lanes_now(state))
 
 
 def _balance(ranks: list[RankView]) -> PoolBalance | None:
     found = balance_of(rank.balance for rank in ranks)
     return None if found is None else PoolBalance(before=round(found.before, 4), after=round(found.after, 4))
+
+
+def _overlap(ranks: list[RankView]) -> list[GroupOverlap]:
+    """Return one entry a group: its ranks decide alike, so the first that has reported speaks for all."""
+    size = (ranks[0].pool.expert_parallel or ranks[0].pool.ranks) if ranks else 1
+    groups = [ranks[first : first + size] for first in range(0, len(ranks), size)] if size > 1 else []
+    told = [next((rank for rank in group if rank.stats is not None), None) for group in groups]
+    return [_group_overlap(rank) for rank in told if rank is not None]
+
+
+def _group_overlap(rank: RankView) -> GroupOverlap:
+    assert rank.stats is not None, "only of ranks that have reported"
+    overlap, totals = rank.stats.overlap, rank.overlap_totals()
+    steps = totals["single"] + totals["dual"]
+    return GroupOverlap(
+        mode=overlap.mode,
+        why=overlap.why,
+        dual_share=round(totals["dual"] / steps, 4) if steps else 0.0,
+        predicted_gain=_rounded(overlap.predicted_gain),
+        measured_gain=_rounded(overlap.measured_gain),
+    )
+
+
+def _rounded(gain: float | None) -> float | None:
+    return None if gain is None else round(gain, 3)
 
 
 def lanes_now(state: GatewayState) -> dict[str, LaneState]:

@@ -17,7 +17,7 @@ from fourlane.policy.overlap_times import WINDOW, Fit, Load, Sample, Times, medi
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Decision", "Mode", "Order", "Outlook", "OverlapRule", "Why"]
+__all__ = ["MODES", "Decision", "Mode", "Order", "Outlook", "OverlapRule", "Why"]
 
 Mode = Literal["single", "dual"]
 Order = Literal["prefill", "decode"]

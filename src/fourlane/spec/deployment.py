@@ -1,4 +1,4 @@
-"""What a service is made of: model, gateway, pools, KV transfer, exchange, and how experts are kept in balance.
+"""What a service is made of: model, gateway, pools, KV transfer, exchange, balance of experts, overlap.
 
 Read from TOML by `fourlane.spec.load`. Not for hardware or networks (`cluster`, `hardware`).
 """
@@ -11,7 +11,18 @@ import msgspec
 
 from fourlane.units import Duration, Rate, Size
 
-__all__ = ["Balance", "Deployment", "Exchange", "Gateway", "KvCache", "KvTransfer", "KvTransport", "Model", "Pool"]
+__all__ = [
+    "Balance",
+    "Deployment",
+    "Exchange",
+    "Gateway",
+    "KvCache",
+    "KvTransfer",
+    "KvTransport",
+    "Model",
+    "Overlap",
+    "Pool",
+]
 
 KvTransport = Literal["auto", "tcp", "shared_memory", "nixl", "mooncake"]
 
@@ -159,6 +170,19 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     migration_timeout: Duration = Duration.parse("30s")
 
 
+class Overlap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether steps run as two micro-batches, of which one communicates while the other computes.
+
+    `mode` "auto" decides step by step from what computing and communicating take, and tries where a gain
+    looks possible; "never" and "always" decide nothing. A step of fewer than `min_tokens` tokens a rank is
+    not cut in two under "auto", nor where less than `min_gain` is gained (0.03: 3 %).
+    """
+
+    mode: Literal["auto", "never", "always"] = "auto"
+    min_tokens: int = 16
+    min_gain: float = 0.03
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One service. Either `prefill` and `decode`, or `unified` (both phases in one pool).
 
@@ -176,6 +200,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     kv_transfer: KvTransfer = KvTransfer()
     exchange: Exchange = Exchange()
     balance: Balance | None = None
+    overlap: Overlap = Overlap()
 
     def pools(self) -> dict[str, Pool]:
         """Return the pools there are, by role, in a fixed order."""

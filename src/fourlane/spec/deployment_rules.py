@@ -44,6 +44,9 @@ def deployment_faults(deployment: Deployment) -> Iterator[Fault]:
     yield from _at_least("kv_transfer.timeout", deployment.kv_transfer.timeout, 1)
     yield from _at_least("exchange.timeout", deployment.exchange.timeout, 1)
     yield from _ports(deployment)
+    yield from _at_least("overlap.min_tokens", deployment.overlap.min_tokens, 2)
+    if deployment.overlap.min_gain < 0:
+        yield Fault("overlap.min_gain", f"expected at least 0, got {deployment.overlap.min_gain:g}")
     if deployment.balance is not None:
         yield from (Fault(f"balance.{fault.place}", fault.message) for fault in _balance(deployment.balance))
 
@@ -62,6 +65,11 @@ def cautions(deployment: Deployment) -> list[str]:
         found.append(
             "balance: every rank holds all experts (each expert-parallel group is one rank), so there is nothing to "
             "balance; remove [balance], or share the experts over more ranks"
+        )
+    if deployment.overlap.mode == "always" and max(groups, default=1) == 1:
+        found.append(
+            "overlap.mode: every rank holds all experts, so there is no communication to hide and steps run in one "
+            'stream; remove "always", or share the experts over more ranks'
         )
     if deployment.prefill and deployment.prefill.launch == "local" and deployment.decode:
         remote = deployment.decode.launch == "external"

@@ -10,7 +10,7 @@ import numpy as np
 from fourlane.engine import rank_stats
 from fourlane.engine.exchange.counters import ExchangeCounters
 from fourlane.engine.kv_cache import BlockPool
-from fourlane.engine.messages import BalanceStats, RankStats, decode_from_rank, encode
+from fourlane.engine.messages import BalanceStats, OverlapStats, RankStats, decode_from_rank, encode
 from fourlane.engine.rank_stats import BUSY_INTERVAL_S, LOAD_INTERVAL_S, StatsReporter
 from fourlane.engine.scheduler import Limits, Scheduler
 from fourlane.lanes.connections import LaneBook
@@ -32,7 +32,9 @@ class Reports:
     def after(self, seconds: float, migrations: BalanceStats | None = None) -> RankStats:
         self.now += seconds
         lanes = LaneBook({}, owner="decode/0")
-        report = self.reporter.report(self.counters, kv_bytes=0, lanes=lanes, migrations=migrations)
+        report = self.reporter.report(
+            self.counters, kv_bytes=0, lanes=lanes, overlap=OverlapStats(), migrations=migrations
+        )
         decoded = decode_from_rank(encode(report))
         assert isinstance(decoded, RankStats)
         return decoded

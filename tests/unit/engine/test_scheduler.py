@@ -167,6 +167,29 @@ def test_the_outlook_of_a_step_says_whether_there_will_be_work_after_it() -> Non
     assert not rank.schedule().more
 
 
+def test_the_load_of_the_step_after_is_expected_from_what_is_queued_and_what_decodes() -> None:
+    ranks = scheduler(chunk_tokens=16)
+    ranks.submit(sequence(1, 40))
+    ranks.submit(sequence(2, 12))
+    ranks.admit()
+    expected = []
+    for _ in range(4):
+        step = ranks.schedule()
+        expected.append(ranks.expected_after(step))
+        run_step(ranks)
+    assert expected == [(16, 0), (16, 0), (4, 1), (0, 2)]
+    assert [(part.tokens, part.decodes) for part in ranks.schedule().parts] == [(1, True), (1, True)]
+
+
+def test_a_prefill_rank_expects_no_decoding() -> None:
+    ranks = scheduler(chunk_tokens=16)
+    ranks.submit(sequence(1, 20, target=KvAddress(endpoint="tcp://x", blocks=[0, 1], owner="d")))
+    ranks.admit()
+    assert ranks.expected_after(ranks.schedule()) == (4, 0)
+    run_step(ranks)
+    assert ranks.expected_after(ranks.schedule()) == (0, 0)
+
+
 def test_everyone_is_whoever_waits_runs_is_reserved_or_leaves() -> None:
     rank = scheduler(max_running=2)
     target = KvAddress(endpoint="tcp://x", blocks=[0, 1], owner="decode-0")

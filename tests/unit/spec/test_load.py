@@ -221,6 +221,8 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
             "deployment.toml: balance.window_steps: expected at most interval_steps = 50, got 100",
         ),
         ("[unified]\n[balance]\nmin_gain = -0.1", "deployment.toml: balance.min_gain: expected at least 0, got -0.1"),
+        ("[unified]\n[overlap]\nmin_tokens = 1", "deployment.toml: overlap.min_tokens: expected at least 2, got 1"),
+        ("[unified]\n[overlap]\nmin_gain = -0.5", "deployment.toml: overlap.min_gain: expected at least 0, got -0.5"),
         (
             "[unified]\n[balance]\ncost_tokens = 0",
             "deployment.toml: balance.cost_tokens: expected cost_tokens or cost_activated above 0, got 0 for both",
@@ -307,6 +309,12 @@ def test_balancing_ranks_that_hold_all_experts_is_pointed_out() -> None:
     (caution,) = cautions(load_deployment(overrides=["balance.moves=8"]))
     assert caution.startswith("balance: every rank holds all experts")
     assert cautions(load_deployment(overrides=["balance.moves=8", "decode.ranks=2"])) == []
+
+
+def test_two_streams_always_where_nothing_travels_are_pointed_out() -> None:
+    (caution,) = cautions(load_deployment(overrides=["overlap.mode=always"]))
+    assert caution.startswith("overlap.mode: every rank holds all experts")
+    assert cautions(load_deployment(overrides=["overlap.mode=always", "decode.ranks=2"])) == []
 
 
 def test_experts_are_not_balanced_unless_the_table_is_there(tmp_path: Path) -> None:
