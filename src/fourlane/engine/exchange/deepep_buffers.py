@@ -15,7 +15,7 @@ import torch
 from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.rows import join_ranges
 from fourlane.engine.exchange.scaled_rows import from_scaled, to_scaled
-from fourlane.engine.exchange.sparse_rows import fold_rows, sort_held
+from fourlane.engine.exchange.sparse_rows import fold_rows, pick_rows, sort_held
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class LegacyBuffers:
         x_ND = _incoming(x, self._form)
         sent_G = per_rank.tolist()
         return Moved(
-            x_RD=x_ND.index_select(0, held.rows_R),
+            x_RD=pick_rows(x_ND, held.rows_R),
             sent=sum(sent_G) - sent_G[batch.rank],
             returned=x_ND.shape[0] - sent_G[batch.rank],
             handle=_Many(handle, held.place_NK, weights_NK),

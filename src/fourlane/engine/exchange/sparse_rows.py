@@ -16,7 +16,7 @@ from fourlane.engine.exchange.installed import has_triton
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Held", "fold_in_torch", "fold_rows", "sort_held"]
+__all__ = ["Held", "fold_in_torch", "fold_rows", "pick_rows", "sort_held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,15 @@ def sort_held(held_NK: Tensor, slots: int, rows: int) -> Held:
     place_X = torch.full_like(held_X, -1, dtype=torch.int64)
     place_X[order_R] = torch.arange(rows, device=held_X.device)
     return Held(torch.div(order_R, held_NK.shape[1], rounding_mode="floor"), place_X.view(held_NK.shape))
+
+
+def pick_rows(x_TD: Tensor, rows_R: Tensor) -> Tensor:
+    """Return the rows named, in that order, [rows, ...]; rows of any width."""
+    if x_TD.is_cuda and x_TD.dim() == 2 and has_triton():
+        from fourlane.engine.exchange.triton_kernels import permute
+
+        return permute(x_TD, rows_R)
+    return x_TD.index_select(0, rows_R)
 
 
 def fold_rows(y_RD: Tensor, place_NK: Tensor, weights_NK: Tensor) -> Tensor:
