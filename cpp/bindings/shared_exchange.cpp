@@ -1,5 +1,6 @@
 // The exchange through shared memory, as Python sees it.
 #include "fourlane/shared_exchange.hpp"
+#include "fourlane/token_rows.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -161,6 +162,18 @@ nb::object all_to_all(SharedExchange& exchange, const ConstByteRows& blocks, dou
     });
 }
 
+using NumberRows = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using MutableNumbers = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void lay_out_rows(const NumberRows& quota, std::size_t rank, const MutableNumbers& first, const MutableNumbers& rows,
+                  const MutableNumbers& offset) {
+    const std::size_t ranks = quota.shape(0), slots = quota.shape(1);
+    require(rank < ranks && slots % ranks == 0, "quota_GP: expected as many slots on every rank");
+    require(first.shape(0) == slots && rows.shape(0) == ranks && offset.shape(0) == slots / ranks + 1,
+            "first_P, rows_G, offset_S1: expected [slots], [ranks], [slots a rank + 1]");
+    fourlane::lay_out_rows({quota.data(), quota.size()}, ranks, rank, {first.data(), rows.data(), offset.data()});
+}
+
 using View = nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>;
 
 // A buffer as an array that keeps the memory mapped for as long as it lives.
@@ -173,15 +186,18 @@ View view_of(const std::shared_ptr<SharedSegment>& segment, std::byte* buffer) {
 }  // namespace
 
 void bind_shared_exchange(nb::module_& module) {
+    module.def("lay_out_rows", &lay_out_rows, "quota_GP"_a.noconvert(), "rank"_a, "first_P"_a.noconvert(),
+               "rows_G"_a.noconvert(), "offset_S1"_a.noconvert(),
+               "Write where a rank's rows lie among those of all ranks, and how many it gets from each.");
     nb::class_<SharedSegment>(module, "SharedSegment", "What one rank shares with the others of its host: a memfd, mapped.")
         .def_static(
             "make",
             [](std::uint32_t ranks, std::uint64_t gather_bytes, std::uint64_t buffer_bytes) {
                 return SharedSegment::make({ranks, gather_bytes, buffer_bytes});
             },
-            "ranks"_a, "gather_bytes"_a, "buffer_bytes"_a, "Make an empty one; OSError if it cannot be had.")
+            "ranks"_a, "gather_bytes"_a, "buffer_bytes"_a, "Make an empty one; RuntimeError if it cannot be had.")
         .def_static("map", &SharedSegment::map, "descriptor"_a, "ranks"_a,
-                    "Map another rank's; RuntimeError if it is none for so many ranks, OSError if it cannot be mapped.")
+                    "Map another rank's; RuntimeError if it is none for so many ranks or cannot be mapped.")
         .def_prop_ro("descriptor", &SharedSegment::descriptor, "Of one made here, to hand over; -1 when closed.")
         .def("close_descriptor", &SharedSegment::close_descriptor, "Close it; the memory stays mapped.")
         .def("received", [](const std::shared_ptr<SharedSegment>& s, std::uint64_t n) { return view_of(s, s->received(n)); },

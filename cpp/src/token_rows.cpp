@@ -111,6 +111,25 @@ void join_ranges(std::span<const std::int64_t> firsts, std::span<const std::int6
     }
 }
 
+void lay_out_rows(std::span<const std::int64_t> quota_GP, std::size_t ranks, std::size_t rank, const RowLayout& out) {
+    const std::size_t slots = quota_GP.size() / ranks;
+    const std::size_t own = slots / ranks;
+    std::fill_n(out.rows_G, ranks, 0);
+    for (std::size_t slot = 0, of = 0; slot < slots; ++of) {
+        std::int64_t rows = 0;  // of this rank's slots so far
+        for (const std::size_t end = slot + own; slot < end; ++slot) {
+            if (of == rank) out.offset_S1[slot - of * own] = rows;
+            for (std::size_t from = 0; from < ranks; ++from) {
+                if (from == rank) out.first_P[slot] = rows;
+                const std::int64_t quota = quota_GP[from * slots + slot];
+                if (of == rank) out.rows_G[from] += quota;
+                rows += quota;
+            }
+        }
+        if (of == rank) out.offset_S1[own] = rows;
+    }
+}
+
 void weighted_sum(RowsView y, std::span<const std::int64_t> order, RowsView weights, MutableRowsView out,
                   InstructionSet set) {
     std::vector<const float*> row_of(order.size(), y.data);  // each (token, k) pair's row

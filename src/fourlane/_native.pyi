@@ -163,6 +163,14 @@ class SocketMesh:
     @property
     def sleeps(self) -> int: ...
 
+def lay_out_rows(
+    quota_GP: NDArray[np.int64],
+    rank: int,
+    first_P: NDArray[np.int64],
+    rows_G: NDArray[np.int64],
+    offset_S1: NDArray[np.int64],
+) -> None: ...
+
 class SharedSegment:
     @staticmethod
     def make(ranks: int, gather_bytes: int, buffer_bytes: int) -> SharedSegment: ...

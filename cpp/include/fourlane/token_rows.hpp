@@ -52,6 +52,16 @@ void sort_by_slot(std::span<const std::int64_t> experts, std::int64_t top_k, std
 // Write firsts[0], firsts[0] + 1, ... (counts[0] of them), then the same of firsts[1], and so on.
 void join_ranges(std::span<const std::int64_t> firsts, std::span<const std::int64_t> counts, std::int64_t* out);
 
+// How one rank's rows lie among those of all ranks: by slot, and within a slot by the rank they come from.
+struct RowLayout {
+    std::int64_t* first_P;    // [slots]: where its rows for each slot begin in the buffer of the slot's rank
+    std::int64_t* rows_G;     // [ranks]: the rows it gets from each rank
+    std::int64_t* offset_S1;  // [slots a rank + 1]: where the rows of each of its own slots begin, and their end
+};
+
+// Lay out rows of which quota_GP [ranks, slots] go from each rank to each slot, slots a rank's next to each other.
+void lay_out_rows(std::span<const std::int64_t> quota_GP, std::size_t ranks, std::size_t rank, const RowLayout& out);
+
 // Undo `sort_by_slot` and sum each token's rows of y, weighted [tokens, top_k], in the order of k.
 void weighted_sum(RowsView y, std::span<const std::int64_t> order, RowsView weights, MutableRowsView out,
                   InstructionSet set);

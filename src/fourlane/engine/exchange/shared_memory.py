@@ -19,18 +19,19 @@ import torch
 
 from fourlane.engine.exchange.contract import Pending, Received
 from fourlane.engine.exchange.group_exchange import ANNOUNCED, SteppedExchange
-from fourlane.engine.exchange.meeting import names_of
 from fourlane.engine.exchange.payload import AS_IS, Payload
 from fourlane.engine.exchange.rows import decoded_counts, weighted_sum
 from fourlane.engine.exchange.shared_meeting import GATHER_BYTES, meet
-from fourlane.engine.exchange.slots import first_rows
+from fourlane.engine.exchange.slots import Landing
 from fourlane.errors import EngineError, PeerLost, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch.distributed as dist
     from torch import Tensor
 
+    from fourlane._native import SharedExchange
     from fourlane.engine.exchange.counters import ExchangeCounters
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.exchange.rows import Sorted
@@ -72,7 +73,25 @@ class _Pending:
         return self.finish()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where this rank's rows of a dispatch went.
+
+    sent: its pairs in order of slots; quota_P, first_P: how many of them went to each slot, and where in the
+    buffer of the slot's rank the first is.
+    foreign: of its rows, and of those it got, how many went to or came from other ranks.
+    fullest: rows of the rank that got most.
+    """
+
+    sent: Sorted
+    quota_P: np.ndarray
+    first_P: np.ndarray
+    slots_per_rank: int
+    foreign: tuple[int, int]
+    fullest: int
+
+
+@dataclass(eq=False, slots=True)
 class _Dispatch:
     """A dispatch from its beginning until two later ones have begun."""
 
@@ -84,15 +103,12 @@ class _Dispatch:
     pairs: Sorted
     weights_TK: Tensor
     decode_E: Tensor | None
-    row_X: np.ndarray | None = None
+    row_GX: np.ndarray | None = None
     """What all told in the counts round, [ranks, experts + ANNOUNCED]; None until collected."""
-    sent: Sorted | None = None
-    """This rank's rows in order of slots; None until they have been written."""
-    quota_P: np.ndarray | None = None
-    first_P: np.ndarray | None = None
-    tokens_G: np.ndarray | None = None
+    way: _Way | None = None
+    """None until the rows have been written."""
     combining: bool = False
-    """Outputs have been given and those of the others not been read yet."""
+    """Outputs have been given, and those of the others not been read yet."""
 
 
 class SharedMemoryExchange(SteppedExchange):
@@ -135,23 +151,37 @@ class SharedMemoryExchange(SteppedExchange):
             )
         super().__init__(address, placement, marks=[], counters=counters, split=split)
         self._payload = payload
-        self._meeting = meeting = meet(address, secret)
-        self._core = meeting.exchange
+        meeting = meet(address, secret)
+        self._room = meeting.room
+        self._store: dist.Store | None = meeting.store
+        self._core: SharedExchange | None = meeting.exchange
         # One tensor for each buffer's whole address range; they keep the memory mapped.
         self._received, self._parts = (
             [torch.from_numpy(view(number)) for number in range(_LIVE)]
             for view in (meeting.segment.received, meeting.segment.parts)
         )
-        self._begun = 0
+        self._came: tuple[tuple[torch.Size, torch.dtype], list[Tensor]] | None = None
+        """What plain all-to-alls return, for blocks like the last ones."""
         self._exchanged = 0
+        self._begun = 0
         self._live: deque[_Dispatch] = deque(maxlen=_LIVE)
-        self._end: PeerLost | None = None
+        self._end = ""
+        """Why nothing can be exchanged any more."""
 
     def close(self) -> None:
-        """Leave the group; operations under way on other ranks fail there, and one under way here."""
-        if self._end is None:
-            self._end = PeerLost(f"rank {self.rank} has left the group")
-        self._core.leave()
+        """Leave the group; operations under way on other ranks fail there, and one under way here.
+
+        The memory goes with the last of the rows received that somebody still holds.
+        """
+        core, self._core = self._core, None
+        if core is None:
+            return
+        core.leave()
+        self._end = self._end or f"rank {self.rank} has left the group"
+        self._received.clear()
+        self._parts.clear()
+        self._came = None
+        self._live.clear()
 
     def all_to_all(self, blocks_GB: Tensor) -> Tensor:
         """Give each rank its block and return everybody's for this one, by rank; for equal blocks without a layout.
@@ -165,16 +195,22 @@ class SharedMemoryExchange(SteppedExchange):
         Raises:
             PeerLost: a peer died or hangs, or gave blocks of another size.
         """
-        self._check_open("all-to-all")
-        blocks = blocks_GB.reshape(self.ranks, blocks_GB.numel() // self.ranks).contiguous().view(torch.uint8)
-        if blocks.shape[1] * self.ranks > self._meeting.room:
-            raise self._no_room("all-to-all", blocks.numel())
-        array = blocks.numpy()
-        self._wait(lambda patience_s: self._core.all_to_all(array, patience_s), "all-to-all")
+        core = self._open("all-to-all")
+        if blocks_GB.dtype != torch.uint8 or blocks_GB.dim() != 2 or not blocks_GB.is_contiguous():
+            width = blocks_GB.numel() // self.ranks
+            blocks = blocks_GB.reshape(self.ranks, width).contiguous().view(torch.uint8).numpy()
+        else:
+            blocks = blocks_GB.numpy()
+        if blocks.size > self._room:
+            raise self._no_room("all-to-all", blocks.size)
+        self._wait(lambda patience_s: core.all_to_all(blocks, patience_s), "all-to-all")
         self.counters.bytes_sent += (self.ranks - 1) * blocks.shape[1]
-        came = self._parts[self._exchanged % _LIVE][: blocks.numel()]
+        like = (blocks_GB.shape, blocks_GB.dtype)
+        if self._came is None or self._came[0] != like:
+            views = [part[: blocks.size].view(blocks_GB.dtype).view(blocks_GB.shape) for part in self._parts]
+            self._came = like, views
         self._exchanged += 1
-        return came.view(blocks_GB.dtype).view(blocks_GB.shape)
+        return self._came[1][(self._exchanged - 1) % _LIVE]
 
     def _gather(self, mine: Tensor, where: str) -> np.ndarray:
         array = mine.contiguous().view(torch.uint8).numpy()
@@ -183,14 +219,13 @@ class SharedMemoryExchange(SteppedExchange):
         return np.concatenate(parts, axis=1).view(mine.numpy().dtype)
 
     def _give_all(self, mine: np.ndarray, where: str) -> np.ndarray:
-        self._check_open(where)
+        core = self._open(where)
         for one in self._live:  # operations are collected in their order
             self._collect(one)
-        operation = self._core.give(_Kind.TEXT, mine)
-        everybody = np.empty((self.ranks, mine.size), dtype=np.uint8)
-        flat = everybody.reshape(-1)
-        self._wait(lambda patience_s: self._core.collect(operation, _Kind.TEXT, flat, patience_s), where)
-        return everybody
+        operation = core.give(_Kind.TEXT, mine)
+        everybody = np.empty(self.ranks * mine.size, dtype=np.uint8)
+        self._wait(lambda patience_s: core.collect(operation, _Kind.TEXT, everybody, patience_s), where)
+        return everybody.reshape(self.ranks, mine.size)
 
     def dispatch(
         self,
@@ -204,12 +239,13 @@ class SharedMemoryExchange(SteppedExchange):
     ) -> Pending[Received]:
         """Tell the counts; the rows follow when it is waited for. See the contract."""
         where = f"{self._place}, layer {layer}"
-        self._check_open(where)
+        core = self._open(where)
         self._check_live(where)
         self._tables = tables = self._tables.of(placement)
         pairs = tables.layer(layer).sort(topk_TK)
         decode_E = decoded_counts(topk_TK, decode_rows, pairs.count_E)
-        operation = self._core.give(_Kind.COUNTS, self._count_row(pairs.count_E).view(torch.uint8).numpy())
+        told_X = np.concatenate((pairs.count_E.numpy(), self._announced.numpy()))
+        operation = core.give(_Kind.COUNTS, told_X.view(np.uint8))
         one = _Dispatch(self._begun, operation, layer, where, tables, pairs, weights_TK, decode_E)
         self._begun += 1
         self._live.append(one)
@@ -220,109 +256,116 @@ class SharedMemoryExchange(SteppedExchange):
         if len(self._live) < _LIVE:
             return
         oldest = self._live[0]
-        waits_for = "it was not waited for" if oldest.sent is None else "its combine was not waited for"
-        assert oldest.sent is not None and not oldest.combining, (  # noqa: PT018 - one fact
-            f"{where}: at most {_LIVE} dispatches may be under way, and {oldest.where} is: {waits_for}"
-        )
+        missing = "it was not waited for" if oldest.way is None else "its combine was not waited for"
+        free = oldest.way is not None and not oldest.combining
+        assert free, f"{where}: at most {_LIVE} dispatches may be under way, and that of {oldest.where} is: {missing}"
 
-    def _collect(self, one: _Dispatch) -> None:
-        """Wait for everybody's counts, if that has not happened."""
-        if one.row_X is not None:
-            return
-        row_X = np.empty((self.ranks, one.pairs.count_E.shape[0] + ANNOUNCED), dtype=np.int64)
-        flat = row_X.reshape(-1).view(np.uint8)
-        where = f"{one.where}, counts"
-        self._wait(lambda patience_s: self._core.collect(one.operation, _Kind.COUNTS, flat, patience_s), where)
-        one.row_X = row_X
+    def _collect(self, one: _Dispatch) -> np.ndarray:
+        """Return what all told with a dispatch, [ranks, experts + ANNOUNCED], once it is there."""
+        if one.row_GX is None:
+            core = self._open(one.where)
+            row_GX = np.empty((self.ranks, one.pairs.count_E.shape[0] + ANNOUNCED), dtype=np.int64)
+            flat = row_GX.reshape(-1).view(np.uint8)
+            where = f"{one.where}, counts"
+            self._wait(lambda patience_s: core.collect(one.operation, _Kind.COUNTS, flat, patience_s), where)
+            one.row_GX = row_GX
+        return one.row_GX
 
     def _finish_dispatch(self, one: _Dispatch, x_TD: Tensor) -> Received:
-        self._check_open(one.where)
-        for earlier in tuple(self._live):
-            if earlier.number <= one.number:
-                self._collect(earlier)
-        assert one.row_X is not None, f"{one.where}: waited for after two later dispatches had begun"
-        count_GE = self._read_counts(one.row_X)
+        core = self._open(one.where)
+        assert one in self._live, f"{one.where}: waited for after two later dispatches had begun"
+        if one is not self._live[0]:  # counts are collected in their order
+            self._collect(self._live[0])
+        count_GE = self._read_counts(self._collect(one))
         routes = one.tables.routes(one.layer, count_GE, split=self._split, nodes=self._nodes)
         self._count(one.layer, routes, count_GE[self.rank], one.decode_E)
+        landing = Landing.of(routes.quota_GP, self.rank)
+        one.way = self._way(one, routes, landing)
         packed_TB = self._payload.pack(x_TD)
-        self._send(one, routes, packed_TB.numpy())
-        offset_S1 = [0, *routes.count_GS.sum(axis=0).cumsum().tolist()]
-        rows, row_bytes = offset_S1[-1], packed_TB.shape[1]
-        rows_G = routes.count_GS.sum(axis=1)
+        row_bytes = packed_TB.shape[1]
+        self._send(core, one.number, one.way, packed_TB.numpy())
         where = f"{one.where}, dispatch"
-        self._wait(lambda patience_s: self._core.await_rows(one.number, rows_G, patience_s), where)
+        self._wait(lambda patience_s: core.await_rows(one.number, landing.rows_G, patience_s), where)
+        rows = landing.offset_S1[-1]
         rows_RB = self._received[one.number % _LIVE][: rows * row_bytes].view(rows, row_bytes)
         x_RD = self._payload.unpack(rows_RB, x_TD.shape[1], x_TD.dtype)
-        return Received(x_RD=x_RD, offset_S1=offset_S1, count_GE=count_GE, handle=one)
+        return Received(x_RD=x_RD, offset_S1=landing.offset_S1, count_GE=count_GE, handle=one)
 
-    def _send(self, one: _Dispatch, routes: Routes, packed_TB: np.ndarray) -> None:
+    def _way(self, one: _Dispatch, routes: Routes, landing: Landing) -> _Way:
+        sent = one.tables.layer(one.layer).by_slot(one.pairs, routes.quota_P)
+        own = int(landing.rows_G[self.rank])  # what it sends to itself it gets from itself
+        foreign = sent.order_R.shape[0] - own, landing.offset_S1[-1] - own
+        slots = routes.quota_P.size // self.ranks
+        return _Way(sent, routes.quota_P, landing.first_P, slots, foreign, int(routes.tokens_G.max()))
+
+    def _send(self, core: SharedExchange, number: int, way: _Way, packed_TB: np.ndarray) -> None:
         """Write this rank's rows to where they are computed."""
-        one.quota_P, one.first_P = routes.quota_P, first_rows(routes.quota_GP, self.rank)
-        one.tokens_G = routes.tokens_G
-        one.sent = one.tables.layer(one.layer).by_slot(one.pairs, one.quota_P)
-        self._check_room(one, packed_TB.shape[1])
-        slots = one.quota_P.size // self.ranks
-        self._core.send_rows(one.number, packed_TB, one.sent.rows_R.numpy(), one.quota_P, one.first_P, slots)
-        own = int(one.quota_P[self.rank * slots : (self.rank + 1) * slots].sum())
-        self.counters.bytes_sent += (int(one.quota_P.sum()) - own) * packed_TB.shape[1]
+        row_bytes = packed_TB.shape[1]
+        self._check_room(way, row_bytes)
+        core.send_rows(number, packed_TB, way.sent.rows_R.numpy(), way.quota_P, way.first_P, way.slots_per_rank)
+        self.counters.bytes_sent += way.foreign[0] * row_bytes
 
     def combine(self, y_RD: Tensor, received: Received) -> Pending[Tensor]:
         """Let the others read outputs; theirs are read and summed when it is waited for. See the contract."""
-        one = received.handle
-        assert isinstance(one, _Dispatch)
-        assert one in self._live, f"{one.where}: combined after two later dispatches had begun"
+        handle = received.handle
+        assert isinstance(handle, _Dispatch)
+        one: _Dispatch = handle
         where = f"{self._place}, combine"
-        self._check_open(where)
+        core = self._open(where)
+        assert one in self._live, f"{one.where}: combined after two later dispatches had begun"
+        way = one.way
+        assert way is not None, "rows are received before they are combined"
         row_bytes = y_RD.shape[1] * y_RD.element_size()
-        self._check_room(one, row_bytes)
-        y = y_RD.contiguous().view(-1).view(torch.uint8).numpy()
-        self._core.give_outputs(one.number, y)
-        own = int(received.count_GE.shape[0] and received.offset_S1[-1])
-        self.counters.bytes_sent += (own - self._own_rows(one)) * row_bytes
+        self._check_room(way, row_bytes)
+        core.give_outputs(one.number, y_RD.contiguous().view(-1).view(torch.uint8).numpy())
+        self.counters.bytes_sent += way.foreign[1] * row_bytes
         one.combining = True
-        shape = (one.weights_TK.shape[0], y_RD.shape[1])
-        return _Pending(lambda: self._finish_combine(one, shape, y_RD.dtype, where))  # type: ignore[return-value]
+        dim, dtype = y_RD.shape[1], y_RD.dtype
 
-    def _finish_combine(self, one: _Dispatch, shape: tuple[int, int], dtype: torch.dtype, where: str) -> Tensor:
-        self._check_open(where)
-        assert one.sent is not None and one.quota_P is not None and one.first_P is not None  # noqa: PT018
-        quota_P, first_P = one.quota_P, one.first_P
-        slots = quota_P.size // self.ranks
-        self._wait(lambda patience_s: self._core.await_outputs(one.number, quota_P, first_P, slots, patience_s), where)
-        order_R = one.sent.order_R
+        def finish() -> Tensor:
+            self._await_outputs(one.number, way, where)
+            result = self._sum(one, way, dim, dtype)
+            one.combining = False
+            return result
+
+        return _Pending(finish)  # type: ignore[return-value]
+
+    def _await_outputs(self, number: int, way: _Way, where: str) -> None:
+        core = self._open(where)
+        slots = way.slots_per_rank
+        self._wait(lambda patience_s: core.await_outputs(number, way.quota_P, way.first_P, slots, patience_s), where)
+
+    def _sum(self, one: _Dispatch, way: _Way, dim: int, dtype: torch.dtype) -> Tensor:
+        """Return each token's outputs, summed in the order of K, from where they lie."""
+        core = self._open(one.where)
+        order_R, tokens = way.sent.order_R, one.weights_TK.shape[0]
         if dtype == torch.float32:
-            sum_TD = np.empty(shape, dtype=np.float32)
+            sum_TD = np.empty((tokens, dim), dtype=np.float32)
             weights_TK = one.weights_TK.to(torch.float32).contiguous().numpy()
-            self._core.sum_outputs(one.number, order_R.numpy(), quota_P, first_P, slots, weights_TK, sum_TD)
-            result = torch.from_numpy(sum_TD)
-        else:
-            y_RD = torch.empty((order_R.shape[0], shape[1]), dtype=dtype)
-            self._core.copy_outputs(one.number, quota_P, first_P, slots, y_RD.view(torch.uint8).numpy())
-            result = weighted_sum(y_RD, order_R, one.weights_TK)
-        one.combining = False
-        return result
+            where = (order_R.numpy(), way.quota_P, way.first_P, way.slots_per_rank)
+            core.sum_outputs(one.number, *where, weights_TK, sum_TD)
+            return torch.from_numpy(sum_TD)
+        y_RD = torch.empty((order_R.shape[0], dim), dtype=dtype)
+        bytes_RB = y_RD.view(torch.uint8).numpy()
+        core.copy_outputs(one.number, way.quota_P, way.first_P, way.slots_per_rank, bytes_RB)
+        return weighted_sum(y_RD, order_R, one.weights_TK)
 
-    def _own_rows(self, one: _Dispatch) -> int:
-        """Return how many rows this rank sent to itself."""
-        assert one.quota_P is not None
-        return int(one.quota_P.reshape(self.ranks, -1)[self.rank].sum())
-
-    def _check_room(self, one: _Dispatch, row_bytes: int) -> None:
+    def _check_room(self, way: _Way, row_bytes: int) -> None:
         """See that the fullest rank has room for its rows; all ranks find the same."""
-        assert one.tokens_G is not None
-        most = int(one.tokens_G.max()) * row_bytes
-        if most > self._meeting.room:
-            raise self._no_room(one.where, most)
+        if way.fullest * row_bytes > self._room:
+            raise self._no_room(self._place, way.fullest * row_bytes)
 
     def _no_room(self, where: str, most: int) -> EngineError:
         return EngineError(
-            f"{where}: a rank would get {most} bytes, and a buffer of shared memory has room for {self._meeting.room} "
-            "here; lower chunk_tokens or max_running, or raise the ranks' limits of address space and file size"
+            f"{where}: a rank would get {most} bytes, and a buffer of shared memory has room for {self._room} here; "
+            "lower chunk_tokens or max_running, or raise the ranks' limits of address space and file size"
         )
 
-    def _check_open(self, where: str) -> None:
-        if self._end is not None:
+    def _open(self, where: str) -> SharedExchange:
+        """Return the core, if this rank is still in the group and nobody was lost."""
+        if self._core is None or self._end:
             raise PeerLost(f"{where}: {self._end}")
+        return self._core
 
     def _wait(self, call: Callable[[float], tuple[int, list[int]] | None], where: str) -> None:
         """Wait for something, through signals, and say who held it up if it does not come.
@@ -332,16 +375,13 @@ class SharedMemoryExchange(SteppedExchange):
             where: for the error.
         """
         began = time.perf_counter()
-        deadline = began + self._address.step_s
-        try:
-            ended = call(self._address.step_s)
-            while ended is not None and ended[0] == _End.INTERRUPTED:  # Python's handlers have run by now
-                ended = call(max(0.0, deadline - time.perf_counter()))
-        finally:
-            self.counters.blocked(time.perf_counter() - began)
+        ended = call(self._address.step_s)
+        while ended is not None and ended[0] == _End.INTERRUPTED:  # Python's handlers have run by now
+            ended = call(max(0.0, began + self._address.step_s - time.perf_counter()))
+        self.counters.wait_s += time.perf_counter() - began
         if ended is not None:
-            self._end = self._lost(where, _describe(_End(ended[0]), ended[1]))
-            raise self._end
+            self._end = str(self._lost(where, _describe(_End(ended[0]), ended[1])))
+            raise PeerLost(self._end)  # not from a variable: its frame would hold it, and it the memory
 
 
 def _describe(end: _End, peers: list[int]) -> str:
@@ -352,4 +392,4 @@ def _describe(end: _End, peers: list[int]) -> str:
         _End.GONE: "it closed the connection or died",
         _End.UNEXPECTED: "it gave something else than expected: the ranks are out of step or of unlike versions",
     }[end]
-    return "; ".join(f"{names_of([peer])}: {what}" for peer in peers)
+    return "; ".join(f"rank {peer}: {what}" for peer in peers)

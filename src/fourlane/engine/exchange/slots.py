@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fourlane import _native
 from fourlane.engine.exchange.rows import Sorted, join_ranges, sort_by_slot
 from fourlane.policy.token_split import equal_tokens, split_equally, split_tokens
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from fourlane.policy.placement import Placement
 
-__all__ = ["LayerSlots", "Routes", "SlotTables", "first_rows"]
+__all__ = ["Landing", "LayerSlots", "Routes", "SlotTables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Routes:
     """Where the rows of one layer go in one step.
 
     count_E: int64 [experts], the tokens of all ranks for each expert.
-    quota_GP: int [ranks, slots], how many rows of each rank go to each slot.
+    quota_GP: int64 [ranks, slots], how many rows of each rank go to each slot.
     quota_P: int64 [slots], those of this rank.
     count_GS: int64 [ranks, slots a rank], the rows each rank sends to each slot of this rank.
     tokens_G: int64 [ranks], the rows each rank computes.
@@ -88,11 +89,12 @@ class SlotTables:
         else:
             chosen = split_equally(count_GE, self._placement, layer)
         equal_G = equal_tokens(count_GE, self._placement, layer) if split else chosen.tokens_G
+        quota_GP = chosen.quota_GP.astype(np.int64)
         return Routes(
             count_E=count_GE.sum(axis=0),
-            quota_GP=chosen.quota_GP,
-            quota_P=chosen.quota_GP[self._rank].astype(np.int64),
-            count_GS=slots.of_rank(chosen.quota_GP, self._rank).astype(np.int64),
+            quota_GP=quota_GP,
+            quota_P=quota_GP[self._rank],
+            count_GS=np.ascontiguousarray(slots.of_rank(quota_GP, self._rank)),
             tokens_G=chosen.tokens_G,
             fullest_if_equal=int(equal_G.max()),
         )
@@ -165,16 +167,24 @@ class LayerSlots:
         return count_XP
 
 
-def first_rows(quota_GP: np.ndarray, rank: int) -> np.ndarray:
-    """Return where a rank's rows for each slot begin among all that the slot's rank gets, int64 [slots].
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where rows lie among those of all ranks: by slot, and within a slot by the rank they come from.
 
-    A rank computes the rows of its first slot, then those of the second, and so on; within a slot those
-    of rank 0, then rank 1, and so on.
-
-    Args:
-        quota_GP: [ranks, slots], how many rows of each rank go to each slot.
-        rank: whose rows.
+    first_P: int64 [slots], where a rank's rows for each slot begin among all that the slot's rank gets.
+    rows_G: int64 [ranks], the rows it gets from each rank.
+    offset_S1: where the rows of each of its own slots begin, and their end.
     """
-    total_GS = quota_GP.sum(axis=0, dtype=np.int64).reshape(quota_GP.shape[0], -1)
-    begin_P = (total_GS.cumsum(axis=1) - total_GS).reshape(-1)
-    return begin_P + quota_GP[:rank].sum(axis=0, dtype=np.int64)
+
+    first_P: np.ndarray
+    rows_G: np.ndarray
+    offset_S1: list[int]
+
+    @classmethod
+    def of(cls, quota_GP: np.ndarray, rank: int) -> Landing:
+        """Lay out rows of which so many go from each rank to each slot, int64 [ranks, slots], as a rank sees it."""
+        ranks, slots = quota_GP.shape
+        numbers = np.empty(slots + ranks + slots // ranks + 1, dtype=np.int64)
+        first_P, rows_G, offset_S1 = numbers[:slots], numbers[slots : slots + ranks], numbers[slots + ranks :]
+        _native.lay_out_rows(quota_GP, rank, first_P, rows_G, offset_S1)
+        return cls(first_P, rows_G, offset_S1.tolist())
