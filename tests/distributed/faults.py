@@ -135,6 +135,32 @@ def _lose_the_victim(seat: Seat, group: Group) -> str:
     return str(lost.value)
 
 
+def child_outlives_peer(seat: Seat) -> None:
+    """A killed peer is missed though a child it had forked holds its connections open."""
+    alive = seat.folder / "child"
+    if seat.is_victim:
+        if alive.exists():
+            return  # started once more
+        group = seat.join()
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        alive.write_text(str(child), encoding="ascii")
+        conformance.few_hot_experts(group)
+        os.kill(os.getpid(), signal.SIGKILL)
+    group = seat.join()
+    conformance.few_hot_experts(group)
+    try:
+        began = time.monotonic()
+        _lose_the_victim(seat, group)
+        assert time.monotonic() - began < 8, "survivors heard of it late"
+        os.kill(int(alive.read_text(encoding="ascii")), 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(alive.read_text(encoding="ascii")), signal.SIGKILL)
+
+
 def both_batches_are_lost(seat: Seat) -> None:
     """With two batches under way both waits end with a typed error."""
     group = seat.join()

@@ -172,3 +172,8 @@ def test_a_rank_with_another_secret_is_not_let_in(ranks: int, launch: Launch) ->
 @over(ranks=(2,), only=lambda name: name == "tcp")
 def test_a_stranger_who_connects_is_sent_away_and_holds_nobody_up(ranks: int, launch: Launch) -> None:
     launch("stranger_at_the_door", ranks)
+
+
+@over(ranks=(2,), only=lambda name: name == "shared_memory")
+def test_a_killed_peer_is_missed_though_its_child_lives_on(ranks: int, launch: Launch) -> None:
+    launch("child_outlives_peer", ranks)
