@@ -143,6 +143,7 @@ private:
     std::uint64_t collected_ = 0;
     std::uint64_t exchanged_ = 0;
     std::uint64_t sleeps_ = 0;
+    std::chrono::steady_clock::time_point crowded_until_{};  // others compute on the cores: no use in yielding
     std::atomic<bool> left_{false};
 };
 

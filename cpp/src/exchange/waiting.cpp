@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <chrono>
 #include <ctime>
+#include <utility>
 
 #include "fourlane/shared_exchange.hpp"
 
@@ -18,6 +19,10 @@ namespace fourlane {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// A yield that takes longer was not to a rank that waits, too; for how long that is remembered.
+constexpr auto kLongYield = std::chrono::microseconds(200);
+constexpr auto kCrowded = std::chrono::milliseconds(20);
 
 static_assert(sizeof(std::atomic<std::uint32_t>) == sizeof(std::uint32_t), "a futex is 32 bits");
 
@@ -42,15 +47,18 @@ SharedReport SharedExchange::await(std::chrono::nanoseconds patience) {
     return {};
 }
 
+// Yielding is the quickest where only ranks of the group run: each runs as soon as it can go on. Where others compute
+// on the cores, who yields waits for their time slice to end, while who sleeps and is woken goes before them.
 SharedEnd SharedExchange::await_one(const Awaited& one, Clock::time_point deadline) {
     if (one.came()) return SharedEnd::done;
-    const Clock::time_point enough = Clock::now() + waiting_.yielding;
-    do {
-        for (int i = 0; i < 8; ++i) {
-            ::sched_yield();
-            if (one.came()) return SharedEnd::done;
-        }
-    } while (Clock::now() < enough);
+    Clock::time_point now = Clock::now();
+    const Clock::time_point enough = now + waiting_.yielding;
+    while (now < enough && now >= crowded_until_) {
+        ::sched_yield();
+        if (one.came()) return SharedEnd::done;
+        const Clock::time_point before = std::exchange(now, Clock::now());
+        if (now - before > kLongYield) crowded_until_ = now + kCrowded;
+    }
     return sleep_for(one, deadline);
 }
 
