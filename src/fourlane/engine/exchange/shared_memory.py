@@ -8,6 +8,7 @@ what. Not for activations on a GPU, nor between hosts.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -165,6 +166,7 @@ class SharedMemoryExchange(SteppedExchange):
         self._exchanged = 0
         self._begun = 0
         self._live: deque[_Dispatch] = deque(maxlen=_LIVE)
+        self._process = os.getpid()
         self._end = ""
         """Why nothing can be exchanged any more."""
 
@@ -363,6 +365,8 @@ class SharedMemoryExchange(SteppedExchange):
 
     def _open(self, where: str) -> SharedExchange:
         """Return the core, if this rank is still in the group and nobody was lost."""
+        if os.getpid() != self._process:
+            raise EngineError(f"{where}: a forked child is no rank of the group; only process {self._process} is")
         if self._core is None or self._end:
             raise PeerLost(f"{where}: {self._end}")
         return self._core

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import threading
@@ -279,3 +280,19 @@ def test_blocks_larger_than_the_buffer_are_refused(tmp_path: Path, monkeypatch: 
     exchange, _ = group_of(tmp_path)
     with pytest.raises(EngineError, match="would get 5000 bytes, and a buffer of shared memory has room for 4096"):
         exchange.all_to_all(torch.zeros(2, 2500, dtype=torch.uint8))
+
+
+def test_a_forked_child_is_refused_and_takes_nothing_from_the_rank(tmp_path: Path) -> None:
+    exchanges = group_of(tmp_path)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            exchanges[0].tell_all("from a child")
+        except EngineError as error:
+            code = 0 if "a forked child is no rank of the group" in str(error) else 2
+            exchanges.clear()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert by_ranks(lambda rank: exchanges[rank].tell_all(str(rank))) == [["0", "1"]] * 2
