@@ -17,6 +17,8 @@
 // have hung up. Nothing here knows Python; one thread at a time uses an exchange, except for `leave`.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -107,7 +109,7 @@ public:
     SharedReport all_to_all(const std::byte* x, std::size_t part, std::chrono::nanoseconds patience);
     const std::byte* parts() const { return own().parts(exchanged_ - 1); }
 
-    // Make a wait of another thread end, and the others see that this rank is gone.
+    // Make a wait of another thread end, and the others see that this rank is gone. Does nothing in a forked child.
     void leave();
 
     // How often a wait slept.
@@ -134,6 +136,7 @@ private:
     void wake_all();
     const std::byte* output_of(std::uint64_t dispatch, const RowRoutes& routes, std::size_t slot) const;
 
+    pid_t process_;
     int rank_;
     std::vector<std::shared_ptr<SharedSegment>> segments_;
     std::vector<SharedPeer> peers_;

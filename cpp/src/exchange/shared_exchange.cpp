@@ -19,7 +19,7 @@ std::size_t unsigned_of(std::int64_t value) { return static_cast<std::size_t>(va
 
 SharedExchange::SharedExchange(int rank, std::vector<std::shared_ptr<SharedSegment>> segments,
                                std::vector<SharedPeer> peers, Waiting waiting)
-    : rank_(rank), segments_(std::move(segments)), peers_(std::move(peers)), waiting_(waiting) {
+    : process_(::getpid()), rank_(rank), segments_(std::move(segments)), peers_(std::move(peers)), waiting_(waiting) {
     if (peers_.size() != segments_.size() || rank < 0 || static_cast<std::size_t>(rank) >= segments_.size()) {
         throw std::invalid_argument("expected a segment and a peer for each rank");
     }

@@ -119,6 +119,7 @@ void SharedExchange::wake_all() {
 }
 
 void SharedExchange::leave() {
+    if (::getpid() != process_) return;  // a forked child shares the connections, which shall stay
     left_.store(true, std::memory_order_seq_cst);
     SharedBell& bell = own().bell();
     bell.rings.fetch_add(1, std::memory_order_release);

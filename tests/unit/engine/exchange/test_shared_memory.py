@@ -291,6 +291,7 @@ def test_a_forked_child_is_refused_and_takes_nothing_from_the_rank(tmp_path: Pat
             exchanges[0].tell_all("from a child")
         except EngineError as error:
             code = 0 if "a forked child is no rank of the group" in str(error) else 2
+            exchanges[0].close()
             exchanges.clear()
         finally:
             os._exit(code)
