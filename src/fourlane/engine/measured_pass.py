@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,8 @@ from fourlane.engine.messages import Sampling
 from fourlane.engine.micro_batches import StepRunner
 from fourlane.engine.model.config import read_config
 from fourlane.engine.model.qwen3_moe import load_model
+from fourlane.engine.overlap import Overlapping
+from fourlane.engine.rank_config import RankConfig
 from fourlane.engine.scheduler import Scheduled, Step
 from fourlane.engine.sequence import Sequence
 from fourlane.engine.stage_trace import StageTrace
@@ -87,6 +90,30 @@ class _Alone(LocalExchange):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """What takes the scheduler's place before the rule: the next step is like the last."""
+
+    tokens: tuple[int, int]
+
+    def expected_after(self, step: Step) -> tuple[int, int]:
+        """Return the prefill and decode tokens of the step after one."""
+        del step
+        return self.tokens
+
+
+def _rank_config(plan: PassPlan, rank: int) -> RankConfig:
+    return RankConfig(
+        role="prefill" if plan.phase == "prefill" else "decode",
+        rank=rank,
+        ranks=plan.seats.ranks,
+        model_path=plan.model,
+        control_endpoint="ipc://",
+        secret_file="",
+        run_dir=plan.seats.folder,
+    )
+
+
 class _Rank:
     """A rank with its model, its pages and its exchanges."""
 
@@ -115,6 +142,9 @@ class _Rank:
             for name, joined in self._joined.items()
         }
         self._alone = _Alone(self._placement, rank)
+        config = _rank_config(plan, rank)
+        layers = len(self._moe_layers)
+        self._rules = {name: Overlapping(config, self._runner, layers=layers) for name in self._joined}
         self._number = 0
 
     def measure(self, tokens: int, way: Way) -> Passes:
@@ -124,17 +154,26 @@ class _Rank:
         each_s = time.perf_counter() - began
         told = next(iter(self._joined.values())).tell_all_numbers(np.array([int(each_s * 1e6)], dtype=np.int64))
         passes = min(_MOST, max(_FEWEST, int(self._plan.seconds * 1e6 / max(1, told.max()))))
-        seconds = list[float]()
+        seconds, dual_passes = list[float](), 0
+        rule = self._rules.get(way.implementation) if way.mode == "auto" else None
         for _ in range(passes):
+            dual_passes += rule is not None and rule.decision.mode == "dual"
             began = time.perf_counter()
             logits_NV = self._run(tokens, way)
             seconds.append(time.perf_counter() - began)
-        return Passes(seconds=seconds, chosen=logits_NV.argmax(dim=1).tolist())
+        return Passes(
+            seconds=seconds,
+            chosen=logits_NV.argmax(dim=1).tolist(),
+            dual_passes=dual_passes,
+            predicted=None if rule is None else rule.decision.predicted,
+        )
 
     def traces(self) -> list[RankTrace]:
         """Run a pass of the last way of each mode and return what was recorded."""
         found = []
-        for way in {way.mode: way for way in self._plan.ways if way.implementation != ALONE}.values():
+        for way in {
+            way.mode: way for way in self._plan.ways if way.implementation != ALONE and way.mode != "auto"
+        }.values():
             exchange = self._exchanges[way.implementation]
             trace = StageTrace(self._model.stages(), self._moe_layers)
             runner = StepRunner(self._model, self._runner.kv_LQBShd, trace)
@@ -146,11 +185,23 @@ class _Rank:
         return found
 
     def _run(self, tokens: int, way: Way, runner: StepRunner | None = None) -> Tensor:
-        exchange = self._alone if way.implementation == ALONE else self._exchanges[way.implementation]
         self._number += 1
+        step = self._steps[tokens]
+        if way.mode == "auto":
+            return self._run_by_rule(tokens, way)
+        exchange = self._alone if way.implementation == ALONE else self._exchanges[way.implementation]
         exchange.begin_step(self._number, more=True)
         order = ORDERS[self._plan.order] if way.mode == "dual" else None
-        return (runner or self._runner).run(self._steps[tokens], exchange, self._placement, order=order)
+        return (runner or self._runner).run(step, exchange, self._placement, order=order)
+
+    def _run_by_rule(self, tokens: int, way: Way) -> Tensor:
+        """Run a pass as a serving rank would: announced, timed and decided on with the others."""
+        exchange, rule, step = self._exchanges[way.implementation], self._rules[way.implementation], self._steps[tokens]
+        coming = (tokens, 0) if self._plan.phase == "prefill" else (0, tokens)
+        exchange.begin_step(self._number, more=True, outlook=rule.outlook(_Coming(coming), step))
+        logits_NV = rule.run(step, exchange, self._placement, on_kv=None)
+        rule.end_step(exchange.agreement())
+        return logits_NV
 
     def _pages(self, most: int) -> Tensor:
         """Return pages enough for any of the steps, filled with small random numbers."""

@@ -29,11 +29,11 @@ ALONE = "alone"
 """The implementation by which no row leaves its rank; the experts computed are others, as many rows."""
 
 Phase = Literal["prefill", "decode"]
-Mode = Literal["single", "dual"]
+Mode = Literal["single", "dual", "auto"]
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to run a pass: over which exchange, as how many streams."""
+    """One way to run a pass: over which exchange, as how many streams; "auto": as the rule decides, pass by pass."""
 
     implementation: str
     mode: Mode
@@ -69,7 +69,8 @@ class PassPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Passes(msgspec.Struct, frozen=True, kw_only=True):
     """What a rank says of passes of one way.
 
-    `chosen`: the likeliest token after each sequence, as they were in the last.
+    `chosen`: the likeliest token after each sequence, as they were in the last. With the rule on: how many passes ran
+    in two streams, and what gain it predicted in the end.
 
     Units:
         seconds: each pass's.
@@ -77,10 +78,12 @@ class Passes(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds: list[float]
     chosen: list[int]
+    dual_passes: int = 0
+    predicted: float | None = None
 
 
 class MeasuredWay(msgspec.Struct, frozen=True, kw_only=True):
-    """Passes of one way with so many tokens a rank, all rounds together.
+    """Passes of one way with so many tokens a rank, all rounds together; see `Passes`.
 
     Units:
         seconds: each pass's on the rank that took longest.
@@ -89,6 +92,13 @@ class MeasuredWay(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     way: Way
     seconds: list[float]
+    dual_passes: int = 0
+    predicted: float | None = None
+
+    @property
+    def mean_s(self) -> float:
+        """Return how long a pass takes on average, rare ones and all."""
+        return statistics.fmean(self.seconds)
 
     @property
     def median_s(self) -> float:
@@ -126,19 +136,31 @@ def collect(plan: PassPlan, sources: Sequence[Source], show: Callable[[int, Way]
         EngineError: a rank failed.
         CheckFailed: ways chose different tokens.
     """
-    found: dict[tuple[int, Way], list[float]] = {}
+    found: dict[tuple[int, Way], MeasuredWay] = {}
     chosen: dict[int, list[list[int]]] = {}
     for tokens, way in plan.steps():
         show(tokens, way)
         said = [heard(source, rank, Passes) for rank, source in enumerate(sources)]
-        found.setdefault((tokens, way), []).extend(map(max, zip(*(each.seconds for each in said), strict=True)))
+        before = found.get((tokens, way), MeasuredWay(tokens=tokens, way=way, seconds=[]))
+        found[tokens, way] = _more(before, said)
         tokens_chosen = [each.chosen for each in said]
         if way.implementation != ALONE and chosen.setdefault(tokens, tokens_chosen) != tokens_chosen:
             raise CheckFailed(
                 f"{way.mode} over {way.implementation}: other tokens than {plan.ways[0].mode} over "
                 f"{plan.ways[0].implementation}, with {tokens} tokens a rank"
             )
-    return [MeasuredWay(tokens=tokens, way=way, seconds=seconds) for (tokens, way), seconds in found.items()]
+    return list(found.values())
+
+
+def _more(before: MeasuredWay, said: Sequence[Passes]) -> MeasuredWay:
+    """Return what was measured before and, as all ranks say, now."""
+    seconds = [max(each) for each in zip(*(passes.seconds for passes in said), strict=True)]
+    return msgspec.structs.replace(
+        before,
+        seconds=before.seconds + seconds,
+        dual_passes=before.dual_passes + said[0].dual_passes,
+        predicted=said[0].predicted,
+    )
 
 
 def collect_traces(plan: PassPlan, sources: Sequence[Source]) -> list[list[RankTrace]]:

@@ -25,6 +25,9 @@ _KINDS = {"compute": ("computes", BLUE), "wait": ("waits", "#eaeef2"), "communic
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Passes with so many tokens a rank over links of one rate: gloo, one stream, two, and nothing exchanged.
 
+    With the rule on: `by_rule` is how many times faster passes were on average than the one stream's, `dual_share`
+    how many of them ran in two streams, `predicted` the gain it told.
+
     Units:
         gloo_s, single_s, dual_s, alone_s: seconds of a pass, medians.
     """
@@ -35,6 +38,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     single_s: float
     dual_s: float
     alone_s: float
+    by_rule: float
+    dual_share: float
+    predicted: float | None
 
     @property
     def communication(self) -> float:

@@ -12,10 +12,11 @@ from fourlane.report.perfetto import Slice, Track
 if TYPE_CHECKING:
     from pathlib import Path
 
+RULE = {"by_rule": 1.2, "dual_share": 0.9, "predicted": None}
 CASES = [
-    Case(link="500Mbps", tokens=64, gloo_s=0.09, single_s=0.06, dual_s=0.04, alone_s=0.03),
-    Case(link="500Mbps", tokens=256, gloo_s=0.3, single_s=0.2, dual_s=0.16, alone_s=0.06),
-    Case(link="1Gbps", tokens=64, gloo_s=0.08, single_s=0.05, dual_s=0.04, alone_s=0.04),
+    Case(link="500Mbps", tokens=64, gloo_s=0.09, single_s=0.06, dual_s=0.04, alone_s=0.03, **RULE),
+    Case(link="500Mbps", tokens=256, gloo_s=0.3, single_s=0.2, dual_s=0.16, alone_s=0.06, **RULE),
+    Case(link="1Gbps", tokens=64, gloo_s=0.08, single_s=0.05, dual_s=0.04, alone_s=0.04, **RULE),
 ]
 
 

@@ -69,10 +69,11 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     """Run whole forward passes of a model among ranks behind links, in one stream and in two.
 
     Each rank is in a host of the lab, behind a link of the given rate; where this machine has none, sockets
-    are paced to it. Two streams are two micro-batches in turn, the exchange on a thread of its own. Beside
-    them: one stream over the same exchange, one over gloo, whose all-to-all goes one way at a time, and one
-    of ranks that compute as many rows without exchanging any; the rest of a pass is communication. Passes
-    take turns; medians of all rounds, of the slowest rank. All that exchange must choose the same tokens.
+    are paced to it. Two streams are two micro-batches in turn, the exchange on a thread of its own; "by rule"
+    are passes for which a rule decides, one by one, how they run. Beside them: one stream over the same
+    exchange, one over gloo, whose all-to-all goes one way at a time, and one of ranks that compute as many
+    rows without exchanging any; the rest of a pass is communication. Passes take turns; medians of all
+    rounds, of the slowest rank; by rule: means. All that exchange must choose the same tokens.
 
     Exit codes: 0 all were measured, 1 one failed or chose other tokens, 2 an option is wrong, 3 what was
     asked for is not here, 130 interrupted.
@@ -204,6 +205,7 @@ class _Bench(NamedTuple):
             Way(implementation="torch_all_to_all", mode="single"),
             Way(implementation=self.implementation, mode="single"),
             Way(implementation=self.implementation, mode="dual"),
+            Way(implementation=self.implementation, mode="auto"),
             Way(implementation=ALONE, mode="single"),
         )
         return PassPlan(

@@ -23,24 +23,29 @@ _MODES = {"single": "one stream", "dual": "two streams"}
 def cases_of(found: Sequence[MeasuredWay], link: Rate | None, implementation: str) -> list[Case]:
     """Return a case for each number of tokens."""
     by_way = {(each.tokens, each.way.implementation, each.way.mode): each for each in found}
-    return [
-        Case(
-            link="no link" if link is None else str(link),
-            tokens=tokens,
-            gloo_s=by_way[tokens, "torch_all_to_all", "single"].median_s,
-            single_s=by_way[tokens, implementation, "single"].median_s,
-            dual_s=by_way[tokens, implementation, "dual"].median_s,
-            alone_s=by_way[tokens, ALONE, "single"].median_s,
-        )
-        for tokens in dict.fromkeys(each.tokens for each in found)
-    ]
+    return [_case(by_way, tokens, link, implementation) for tokens in dict.fromkeys(each.tokens for each in found)]
+
+
+def _case(by_way: dict[tuple[int, str, str], MeasuredWay], tokens: int, link: Rate | None, implementation: str) -> Case:
+    single, rule = by_way[tokens, implementation, "single"], by_way[tokens, implementation, "auto"]
+    return Case(
+        link="no link" if link is None else str(link),
+        tokens=tokens,
+        gloo_s=by_way[tokens, "torch_all_to_all", "single"].median_s,
+        single_s=single.median_s,
+        dual_s=by_way[tokens, implementation, "dual"].median_s,
+        alone_s=by_way[tokens, ALONE, "single"].median_s,
+        by_rule=single.mean_s / rule.mean_s,
+        dual_share=rule.dual_passes / len(rule.seconds),
+        predicted=rule.predicted,
+    )
 
 
 def overlap_table(cases: Sequence[Case], *, title: str, implementation: str) -> Table:
     """Return the table of all cases."""
     columns = (
         "link", "tokens a rank", "gloo, one stream", f"{implementation}, one stream", "communication", "two streams",
-        "gain", "at most", "x gloo",
+        "gain", "at most", "x gloo", "by rule", "in two", "predicted",
     )  # fmt: skip
     rows = tuple(
         (
@@ -53,6 +58,9 @@ def overlap_table(cases: Sequence[Case], *, title: str, implementation: str) -> 
             f"{case.gain:.2f}",
             f"{case.most:.2f}",
             f"{case.gloo_s / case.dual_s:.2f}",
+            f"{case.by_rule:.2f}",
+            f"{case.dual_share:.0%}",
+            "" if case.predicted is None else f"{case.predicted:.2f}",
         )
         for case in cases
     )
