@@ -69,6 +69,7 @@ def here() -> Part:
         "Medians of three rounds in which all take turns, on the rank that took longest. All-to-all of equal blocks: "
         "gloo is torch.distributed's `all_to_all_single`. GB/s is what a rank gives away, its own block included, and "
         "memcpy copies as much on all ranks at once."
+        " With two ranks, those that share memory are each held on a processor of its own; gloo and tcp are slower so."
     )
     return Part(title="On one host", text=text, sections=list(_sections(found)), bars=bars, figures={"summary": found})
 

@@ -56,7 +56,7 @@ def _passes(phase: str, *wanted: str) -> Part:
         claim = f"two streams, {phase}: cases with 40 to 60 % communication"
         bars.append(Bar(claim, ">= 1", "0", met=False))
     worst = min(cases, key=lambda case: case.by_rule)
-    claim = f"rule on, {phase}, the worst of {len(cases)} cases ({_place(worst)}): beside one stream, means"
+    claim = f"rule on, {phase}, the worst of {len(cases)} cases ({_place(worst)}): beside one stream"
     bars.append(Bar(claim, f">= {NEVER_BELOW} times", f"{worst.by_rule:.2f} times", met=worst.by_rule >= NEVER_BELOW))
     columns = (
         "link",
@@ -77,7 +77,7 @@ def _passes(phase: str, *wanted: str) -> Part:
         "A random model: {layers} layers, hidden {hidden}, {experts} experts of inner size {expert-dim}, top {top-k}; "
         "two ranks, each in a host of the lab. Computing alone is as many rows on each rank, none exchanged. Medians "
         "of three rounds in turns; all that exchange choose the same tokens. By rule: how many times faster passes are "
-        "on average, of which a rule decides each; how many of them ran in two streams; the gain it predicts. "
+        "of which a rule decides each; how many of them ran in two streams; the gain it predicts. "
     ).format(**SHAPE)
     return Part(
         title=f"Two streams: {phase}",

@@ -43,6 +43,8 @@ __all__ = ["run_rank"]
 _BLOCK = 16
 _FEWEST, _MOST = 3, 500
 """Passes of a step, whatever they take."""
+_LEARNING = 3
+"""How many times longer passes run of which the rule decides each: it has to see some of either kind."""
 _CPU = torch.device("cpu")
 
 
@@ -107,6 +109,8 @@ def _rank_config(plan: PassPlan, rank: int) -> RankConfig:
         role="prefill" if plan.phase == "prefill" else "decode",
         rank=rank,
         ranks=plan.seats.ranks,
+        group_size=plan.seats.ranks,
+        group_rank=rank,
         model_path=plan.model,
         control_endpoint="ipc://",
         secret_file="",
@@ -153,7 +157,8 @@ class _Rank:
         logits_NV = self._run(tokens, way)
         each_s = time.perf_counter() - began
         told = next(iter(self._joined.values())).tell_all_numbers(np.array([int(each_s * 1e6)], dtype=np.int64))
-        passes = min(_MOST, max(_FEWEST, int(self._plan.seconds * 1e6 / max(1, told.max()))))
+        seconds_to_run = self._plan.seconds * (_LEARNING if way.mode == "auto" else 1)
+        passes = min(_MOST, max(_FEWEST, int(seconds_to_run * 1e6 / max(1, told.max()))))
         seconds, dual_passes = list[float](), 0
         rule = self._rules.get(way.implementation) if way.mode == "auto" else None
         for _ in range(passes):

@@ -96,11 +96,6 @@ class MeasuredWay(msgspec.Struct, frozen=True, kw_only=True):
     predicted: float | None = None
 
     @property
-    def mean_s(self) -> float:
-        """Return how long a pass takes on average, rare ones and all."""
-        return statistics.fmean(self.seconds)
-
-    @property
     def median_s(self) -> float:
         """Return how long a pass takes."""
         return statistics.median(self.seconds)

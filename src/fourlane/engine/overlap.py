@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fourlane.engine.messages import OverlapStats
 from fourlane.policy.overlap import MODES, Outlook, OverlapRule
@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from fourlane.engine.exchange.local import LocalExchange
     from fourlane.engine.micro_batches import OnKv, StepRunner
     from fourlane.engine.rank_config import RankConfig
-    from fourlane.engine.scheduler import Scheduler, Step
+    from fourlane.engine.scheduler import Step
     from fourlane.policy.overlap import Decision
     from fourlane.policy.placement import Placement
 
-__all__ = ["Overlapping"]
+__all__ = ["Expecting", "Overlapping"]
+
+
+class Expecting(Protocol):
+    """Who knows what is to be computed next: a scheduler."""
+
+    def expected_after(self, step: Step) -> tuple[int, int]:
+        """Return the prefill and decode tokens of the step after one."""
+        ...
 
 
 @dataclass(slots=True)
@@ -75,7 +83,7 @@ class Overlapping:
         self._rule.reset()
         self._last = Outlook()
 
-    def outlook(self, scheduler: Scheduler, step: Step) -> Outlook:
+    def outlook(self, scheduler: Expecting, step: Step) -> Outlook:
         """Return what this rank announces with the first counts of a step."""
         prefill, decode = scheduler.expected_after(step)
         return self._last._replace(prefill_next=prefill, decode_next=decode)

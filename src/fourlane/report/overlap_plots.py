@@ -25,7 +25,7 @@ _KINDS = {"compute": ("computes", BLUE), "wait": ("waits", "#eaeef2"), "communic
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Passes with so many tokens a rank over links of one rate: gloo, one stream, two, and nothing exchanged.
 
-    With the rule on: `by_rule` is how many times faster passes were on average than the one stream's, `dual_share`
+    With the rule on: `by_rule` is how many times faster passes were than the one stream's, of medians, `dual_share`
     how many of them ran in two streams, `predicted` the gain it told.
 
     Units:

@@ -73,7 +73,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     are passes for which a rule decides, one by one, how they run. Beside them: one stream over the same
     exchange, one over gloo, whose all-to-all goes one way at a time, and one of ranks that compute as many
     rows without exchanging any; the rest of a pass is communication. Passes take turns; medians of all
-    rounds, of the slowest rank; by rule: means. All that exchange must choose the same tokens.
+    rounds, of the slowest rank. All that exchange must choose the same tokens.
 
     Exit codes: 0 all were measured, 1 one failed or chose other tokens, 2 an option is wrong, 3 what was
     asked for is not here, 130 interrupted.

@@ -10,9 +10,9 @@ from fourlane.report.perfetto import Slice, Track
 from fourlane.report.tables import Table, milliseconds, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from fourlane.engine.measured_passes import MeasuredWay, RankSpan, RankTrace
+    from fourlane.engine.measured_passes import MeasuredWay, Mode, RankSpan, RankTrace
     from fourlane.units import Rate
 
 __all__ = ["cases_of", "overlap_table", "tracks_of"]
@@ -26,16 +26,16 @@ def cases_of(found: Sequence[MeasuredWay], link: Rate | None, implementation: st
     return [_case(by_way, tokens, link, implementation) for tokens in dict.fromkeys(each.tokens for each in found)]
 
 
-def _case(by_way: dict[tuple[int, str, str], MeasuredWay], tokens: int, link: Rate | None, implementation: str) -> Case:
-    single, rule = by_way[tokens, implementation, "single"], by_way[tokens, implementation, "auto"]
+def _case(ways: Mapping[tuple[int, str, Mode], MeasuredWay], tokens: int, link: Rate | None, over: str) -> Case:
+    single, rule = ways[tokens, over, "single"], ways[tokens, over, "auto"]
     return Case(
         link="no link" if link is None else str(link),
         tokens=tokens,
-        gloo_s=by_way[tokens, "torch_all_to_all", "single"].median_s,
+        gloo_s=ways[tokens, "torch_all_to_all", "single"].median_s,
         single_s=single.median_s,
-        dual_s=by_way[tokens, implementation, "dual"].median_s,
-        alone_s=by_way[tokens, ALONE, "single"].median_s,
-        by_rule=single.mean_s / rule.mean_s,
+        dual_s=ways[tokens, over, "dual"].median_s,
+        alone_s=ways[tokens, ALONE, "single"].median_s,
+        by_rule=single.median_s / rule.median_s,
         dual_share=rule.dual_passes / len(rule.seconds),
         predicted=rule.predicted,
     )
