@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from exchanges import IMPLEMENTATIONS
 from make_random_checkpoint import Shape, write_checkpoint
 
@@ -30,6 +31,10 @@ def plain(name: str) -> bool:
 
 def hears_of_deaths(name: str) -> bool:
     return IMPLEMENTATIONS[name].hears_of_deaths
+
+
+def carries_float32(name: str) -> bool:
+    return torch.float32 in IMPLEMENTATIONS[name].dtypes
 
 
 def over(*, ranks: tuple[int, ...], only: Callable[[str], bool] = lambda _: True) -> pytest.MarkDecorator:
@@ -107,7 +112,7 @@ def test_equal_shares_for_replicas_give_the_same_bits(ranks: int, launch: Launch
     launch("split_equally", ranks)
 
 
-@over(ranks=(3,))
+@over(ranks=(3,), only=carries_float32)
 def test_float8_rounds_alike_wherever_experts_are(ranks: int, launch: Launch) -> None:
     launch("float8", ranks)
 
@@ -132,7 +137,7 @@ def test_ranks_tell_each_other_texts_and_numbers(ranks: int, launch: Launch) -> 
     launch("ranks_tell_each_other", ranks)
 
 
-@over(ranks=(3,))
+@over(ranks=(3,), only=carries_float32)
 def test_messages_larger_than_socket_buffers_pass_both_ways_at_once(ranks: int, launch: Launch) -> None:
     launch("large_rows", ranks)
 

@@ -81,6 +81,16 @@ def _send(group: dist.ProcessGroup, parts_G: list[Any]) -> list[Any]:
     return [parts[group.rank()] for parts in everything]
 
 
+def _send_rows(group: dist.ProcessGroup, rows_G: list[dict[tuple[int, int], torch.Tensor]]) -> dict[Any, torch.Tensor]:
+    """Give each rank its rows, each under a key; return all that were given to this one."""
+    packed = [(list(rows), torch.stack(list(rows.values())) if rows else None) for rows in rows_G]
+    returned: dict[Any, torch.Tensor] = {}
+    for keys, rows in _send(group, packed):
+        if rows is not None:
+            returned.update(zip(keys, rows, strict=True))
+    return returned
+
+
 def _form_of(x: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     if isinstance(x, tuple):
         elements, scales = x
@@ -230,16 +240,13 @@ class Buffer:
         assert x.shape[1] in limits["low_latency_hidden"]["allowed"], "Unsupported hidden"
         assert topk_idx.shape[1] <= limits["low_latency_top_k"]["at_most"]
         held, most = num_experts // self._ranks, num_max_dispatch_tokens_per_rank * self._ranks
-        parts = [
-            [
-                (expert, token, x[token].clone())
-                for expert in range(rank * held, (rank + 1) * held)
-                for token in range(x.shape[0])
-                if expert in topk_idx[token].tolist()
-            ]
-            for rank in range(self._ranks)
-        ]
-        got = _send(self._group, parts)
+        chosen = topk_idx.tolist()
+        pairs = [(expert, token) for expert in range(num_experts) for token, row in enumerate(chosen) if expert in row]
+        parts = []
+        for rank in range(self._ranks):
+            own = [pair for pair in pairs if pair[0] // held == rank]
+            parts.append((own, x[[token for _, token in own]]))
+        got = [[(*pair, row) for pair, row in zip(*part, strict=True)] for part in _send(self._group, parts)]
         recv = torch.full((held, most, x.shape[1]), float("nan"), dtype=torch.bfloat16)
         source: list[list[tuple[int, int]]] = [[] for _ in range(held)]
         for rank in reversed(range(self._ranks)):  # no order of ranks is promised
@@ -264,10 +271,8 @@ class Buffer:
         parts: list[dict[tuple[int, int], torch.Tensor]] = [{} for _ in range(self._ranks)]
         for local, rows in enumerate(source):
             for place, (rank, token) in enumerate(rows):
-                parts[rank][token, self._rank * held + local] = x[local, place].clone()
-        returned: dict[tuple[int, int], torch.Tensor] = {}
-        for part in _send(self._group, parts):
-            returned.update(part)
+                parts[rank][token, self._rank * held + local] = x[local, place]
+        returned = _send_rows(self._group, parts)
         result = torch.zeros(tuple(shape), dtype=torch.float32)
         for token, experts in enumerate(topk_idx.tolist()):
             for k, expert in enumerate(experts):
@@ -348,10 +353,8 @@ class _Elastic:
         assert x.shape[0] == len(places)
         parts: list[dict[tuple[int, int], torch.Tensor]] = [{} for _ in range(self._ranks)]
         for row, (rank, token, k) in zip(x, places, strict=True):
-            parts[rank][token, k] = row.clone()
-        returned: dict[tuple[int, int], torch.Tensor] = {}
-        for part in _send(self._group, parts):
-            returned.update(part)
+            parts[rank][token, k] = row
+        returned = _send_rows(self._group, parts)
         tokens, top_k = topk_idx.shape
         rows = [_add_rows([returned[token, k] for k in range(top_k)], x.shape[1]) for token in range(tokens)]
         return torch.stack(rows) if rows else x.new_zeros((0, x.shape[1])), None, None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+import deepep_double
 import torch
 from symmetric_double import SymmetricDouble
 
 from fourlane.engine.exchange.communication_thread import CommunicationThread
+from fourlane.engine.exchange.deepep import DeepEpExchange, Kernels
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
@@ -112,6 +114,17 @@ def _symmetric_memory(joining: Joining) -> SteppedExchange:
     )
 
 
+def _deepep(joining: Joining) -> SteppedExchange:
+    return DeepEpExchange(
+        joining.address,
+        joining.placement,
+        kernels=Kernels(deepep_double.library("ElasticBuffer")),
+        device=CPU,
+        split=joining.split,
+        payload=joining.payload,
+    )
+
+
 def _behind_thread(kind: Implementation) -> Implementation:
     """Return an implementation's operations run by a communication thread."""
 
@@ -126,6 +139,7 @@ _ALONE = {
     "torch_all_to_all": Implementation(_torch_all_to_all),
     "tcp": Implementation(_tcp, names_peers=True),
     "shared_memory": Implementation(_shared_memory, names_peers=True, marked=False),
+    "deepep": Implementation(_deepep, most_ranks=3, dtypes=(torch.bfloat16,), dim=256, exact=False),
     "symmetric_memory": Implementation(_symmetric_memory, most_ranks=4, marked=False, hears_of_deaths=False),
 }
 IMPLEMENTATIONS = _ALONE | {f"{name}+thread": _behind_thread(kind) for name, kind in _ALONE.items()}

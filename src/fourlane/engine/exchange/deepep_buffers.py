@@ -127,7 +127,7 @@ class LegacyBuffers:
         fits = form.dim in LOW_LATENCY_DIMS and form.top_k <= _LOW_LATENCY_TOP_K
         self._form = form
         self._most = low_latency_tokens if fits else 0
-        self._slot_type: torch.dtype = library.topk_idx_t
+        self._slot_type: torch.dtype = getattr(library, "topk_idx_t", torch.int64)
         self._dirty = False
         try:
             configs = [
@@ -256,7 +256,7 @@ class ElasticBuffers:
             )
         self._form = form
         self._open: Any = getattr(library, "ElasticBuffer", None) or library.EPBuffer
-        self._slot_type: torch.dtype = library.topk_idx_t
+        self._slot_type: torch.dtype = getattr(library, "topk_idx_t", torch.int64)
         self._tokens = 0
         self._buffer: Any = None
         self._left: dict[int, list[Any]] = {}
