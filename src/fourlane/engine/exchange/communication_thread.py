@@ -230,6 +230,8 @@ class CommunicationThread(GroupExchange):
             self._ahead.append(self._begun(self._operations.get_nowait()))
 
     def _serve(self) -> None:
+        if self._streams is None and not self.exchange.spins:
+            _come_first()
         while (operation := self._next()) is not None:
             result = list[Any]()
             if self._error is None:
@@ -295,6 +297,16 @@ class CommunicationThread(GroupExchange):
         self.counters.communication_s += self._through_s - began
         if self.trace is not None:
             self.trace.communicated(operation.stream, operation.layer, operation.name, began, self._through_s)
+
+
+def _come_first() -> None:
+    """Let this thread come before those that compute, if this user may say so: it does little, and others wait for it.
+
+    Real-time, since a processor's share does not matter but how soon it is to be had. Only for what blocks while it
+    waits: what spins would keep computing threads from their processor.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 class _Wake:

@@ -69,6 +69,9 @@ class SteppedExchange(GroupExchange):
         payload: in which form rows are dispatched, the same on all ranks; outputs come back as they are.
     """
 
+    spins = False
+    """It waits with the processor in hand, at least at first: never to be run at real-time priority."""
+
     def __init__(
         self,
         address: GroupAddress,

@@ -50,6 +50,8 @@ class LocalExchange:
             too, so that results do not depend on the number of ranks.
     """
 
+    spins = False
+
     def __init__(self, placement: Placement, *, payload: Payload = AS_IS) -> None:
         self.rank = 0
         self.ranks = 1

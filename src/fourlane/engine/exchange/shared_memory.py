@@ -118,6 +118,8 @@ class SharedMemoryExchange(SteppedExchange):
     `Received.x_RD` lies in shared memory: see the contract for how long it is valid.
     """
 
+    spins = True
+
     def __init__(
         self,
         address: GroupAddress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import time
@@ -49,6 +50,7 @@ class ScriptedExchange:
     released: threading.Event = field(default_factory=threading.Event)
     blocks: bool = False
     closed: bool = False
+    spins: bool = False
     rank: int = 0
     ranks: int = 2
 
@@ -193,6 +195,42 @@ def test_what_began_ahead_fails_with_what_it_waited_behind() -> None:
         with pytest.raises(PeerLost, match="rows 0: rank 1 died"):
             pending.wait()
     exchange.close()
+
+
+@pytest.mark.parametrize("spins", [False, True])
+def test_the_thread_comes_before_computing_ones_unless_it_would_spin(behind: Behind, *, spins: bool) -> None:
+    exchange = behind(ScriptedExchange(spins=spins))
+    dispatch(exchange, 0).wait()
+    assert exchange._thread is not None
+    policy = os.sched_getscheduler(exchange._thread.native_id or 0) & ~os.SCHED_RESET_ON_FORK
+    assert policy == (os.SCHED_RR if may_come_first() and not spins else os.SCHED_OTHER)
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the computing thread stays as it is"
+
+
+def may_come_first() -> bool:
+    """Try it in a thread, as the exchange does."""
+    found: list[bool] = []
+
+    def attempt() -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except PermissionError:
+            found.append(False)
+        else:
+            found.append(True)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_user_who_may_not_come_first_is_served_all_the_same(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("not this user")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    assert dispatch(behind(ScriptedExchange()), 1).wait().handle == 1
 
 
 def test_waiting_twice_gives_the_same(behind: Behind) -> None:
