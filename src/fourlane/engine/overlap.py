@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fourlane.engine.messages import OverlapStats
 from fourlane.policy.overlap import MODES, Outlook, OverlapRule
-from fourlane.policy.overlap_order import ORDERS
+from fourlane.policy.overlap_order import order_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,7 @@ class Overlapping:
             PeerLost: an operation of the exchange could not complete; the step is to be run again.
         """
         decision, counters = self.decision, exchange.counters
-        order = ORDERS[decision.order] if decision.mode == "dual" else None
+        order = order_for(decision.order, gpu=self._waits_idle) if decision.mode == "dual" else None
         began = _Clock(time.perf_counter(), time.thread_time(), counters.wait_s, counters.communication_s)
         logits_NV = self._runner.run(step, exchange, placement, order=order, on_kv=on_kv)
         took = _Clock(

@@ -96,6 +96,15 @@ cut in two is what there is most of, so that every transfer has a half of it to 
 ORDERS = {order.name: order for order in (PREFILL_ORDER, DECODE_ORDER, EXPERTS_ORDER)}
 
 
+def order_for(phase: Literal["prefill", "decode"], *, gpu: bool) -> OverlapOrder:
+    """Return the order to take for steps of mostly one phase.
+
+    On GPUs those published. On CPUs prefill's for both: next to experts, attention is short there in decode
+    too, and half of it hides little.
+    """
+    return DECODE_ORDER if gpu and phase == "decode" else PREFILL_ORDER
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """A stretch of computing and what follows it.

@@ -94,14 +94,18 @@ def test_waiting_with_the_processor_is_nothing_to_hide(exchange: Any) -> None:
     assert outlook.idle_us <= outlook.wall_us - 32_000
 
 
-def test_steps_run_in_the_order_of_the_phase_when_two_streams_are_always_wanted(exchange: Any) -> None:
-    runner = TimedRunner(communicating_s=0.5, waiting_s=0.01)
+@pytest.mark.parametrize(("device", "decode"), [("cpu", "prefill"), ("cuda", "decode")])
+def test_steps_run_in_the_order_of_phase_and_device_when_two_streams_are_always_wanted(
+    exchange: Any, device: str, decode: str
+) -> None:
+    model = SimpleNamespace(device=torch.device(device))
+    runner = TimedRunner(communicating_s=0.5, waiting_s=0.01, model=model)
     overlap = overlapping(runner, mode="always")
     for outlook in (Outlook(decode_next=8), Outlook(prefill_next=8)):
         overlap.run(EMPTY, exchange, None, on_kv=None)
         overlap.end_step(agreed(outlook, outlook))
     overlap.run(EMPTY, exchange, None, on_kv=None)
-    assert runner.orders == ["prefill", "decode", "prefill"]
+    assert runner.orders == ["prefill", decode, "prefill"]
     assert overlap.stats.steps == {"single": 0, "dual": 3}
     assert overlap.stats.communication_s == pytest.approx(1.5)
     assert 0 < overlap.stats.hidden_s < 1.48

@@ -18,6 +18,7 @@ from fourlane.policy.overlap_order import (
     PREFILL_ORDER,
     Interval,
     Stretch,
+    order_for,
     timeline,
 )
 
@@ -58,6 +59,11 @@ def test_decode_takes_turns_after_each_half_of_attention_too() -> None:
     told = computed(timeline([passes(1, 1, 1, 1, layers=2)] * 2, DECODE_ORDER))
     # first: attention 0 and 1 | second: attention 0 | first: experts | second: attention 1 | first: next attention 0
     assert told[:8] == [(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (0, 3), (1, 2), (0, 4)]
+
+
+def test_gpus_take_the_published_orders_and_cpus_prefills_in_both_phases() -> None:
+    assert [order_for(phase, gpu=True) for phase in ("prefill", "decode")] == [PREFILL_ORDER, DECODE_ORDER]
+    assert [order_for(phase, gpu=False) for phase in ("prefill", "decode")] == [PREFILL_ORDER, PREFILL_ORDER]
 
 
 @pytest.mark.parametrize("name", ORDERS)

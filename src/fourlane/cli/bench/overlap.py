@@ -38,7 +38,7 @@ Examples:
 @click.option(
     "--order",
     type=click.Choice(["prefill", "decode", "experts"]),
-    help="In which order two streams take turns; by default that of the phase.",
+    help="In which order two streams take turns; by default what ranks on CPUs serve with.",
 )
 @click.option("--tokens", default="32,128,512", show_default=True, help="Tokens of each rank in a pass.")
 @click.option("--context", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a sequence.")
@@ -79,12 +79,13 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     asked for is not here, 130 interrupted.
     """
     from fourlane.cli.bench.overlap_tables import cases_of, overlap_table, tracks_of
+    from fourlane.policy.overlap_order import order_for
     from fourlane.report.tables import console, print_table, write_json
 
     bench = _Bench.read(
         model=model,
         phase=phase,
-        order=order or phase,
+        order=order or order_for("decode" if phase == "decode" else "prefill", gpu=False).name,
         tokens=tokens,
         context=context,
         links=link,
