@@ -30,7 +30,7 @@ RANKS = (2, 4, 8)
 LATENCY, BANDWIDTH, OF_MEMCPY = 10.0, 3.0, 0.5
 LINK, LINK_SIZES, FULL_DUPLEX = "500Mbps", (64 << 10, 256 << 10, 1 << 20), {2: 1.9, 4: 1.4}
 OVER_IDEAL = 1.05
-ENGINE, ROUNDS, REQUESTS, CONCURRENT, LENGTH = 1.2, 3, 48, 16, 64
+ENGINE, ROUNDS, REQUESTS, CONCURRENT, LENGTH = 1.2, 3, 32, 16, 64
 NAMES = {"torch_all_to_all": "gloo"}
 
 
@@ -77,7 +77,7 @@ def here() -> Part:
 def link() -> Part:
     """Measure own TCP beside gloo and the line."""
     sizes = ",".join(f"{size >> 10}KiB" for size in LINK_SIZES)
-    wanted = ("--link", LINK, "--ranks", "2,4", "--sizes", sizes, "--seconds", "0.4")
+    wanted = ("--link", LINK, "--ranks", "2,4", "--sizes", sizes, "--seconds", "0.25")
     run = run_command("exchange", *wanted)
     found: Rows = run["summary"]
     bars = []

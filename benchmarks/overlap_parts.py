@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PARTS"]
 
 GAIN, LEAST, MOST, NEVER_BELOW = 1.3, 0.4, 0.6, 0.98
-SHAPE = {"layers": 4, "hidden": 256, "experts": 8, "top-k": 4, "expert-dim": 1536, "vocab": 1024}
+SHAPE = {"layers": 4, "hidden": 256, "experts": 8, "top-k": 4, "expert-dim": 2048, "vocab": 1024}
 """Wide experts: about as much computing as 200 Mbit/s links carry meanwhile. Faster ones cost the two cores, which
 forward every packet, as much as the model does."""
 TOOL = Path(__file__).parents[1] / "tools" / "make_random_checkpoint.py"
@@ -29,12 +29,12 @@ TOOL = Path(__file__).parents[1] / "tools" / "make_random_checkpoint.py"
 
 def prefill() -> Part:
     """Measure prefill passes."""
-    return _passes("prefill", "--tokens", "32,128,256", "--link", "200Mbps,500Mbps")
+    return _passes("prefill", "--tokens", "64,256", "--link", "200Mbps,500Mbps")
 
 
 def decode() -> Part:
     """Measure decode passes."""
-    return _passes("decode", "--context", "64", "--tokens", "32,128,256", "--link", "200Mbps,500Mbps")
+    return _passes("decode", "--context", "64", "--tokens", "64,256", "--link", "200Mbps,500Mbps")
 
 
 PARTS: dict[str, Callable[[], Part]] = {"prefill": prefill, "decode": decode}
@@ -45,7 +45,9 @@ def _passes(phase: str, *wanted: str) -> Part:
         model = Path(folder, "random")
         shape = [word for name, value in SHAPE.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, str(TOOL), str(model), *shape], check=True, stdout=subprocess.DEVNULL)
-        run = run_command("overlap", "--model", str(model), "--phase", phase, *wanted, "--seconds", "0.5")
+        run = run_command(
+            "overlap", "--model", str(model), "--phase", phase, *wanted, "--seconds", "0.4", "--rounds", "2"
+        )
     cases = msgspec.convert(run["cases"], list[Case])
     bars = []
     for case in cases:
@@ -76,7 +78,7 @@ def _passes(phase: str, *wanted: str) -> Part:
     text = (
         "A random model: {layers} layers, hidden {hidden}, {experts} experts of inner size {expert-dim}, top {top-k}; "
         "two ranks, each in a host of the lab. Computing alone is as many rows on each rank, none exchanged. Medians "
-        "of three rounds in turns; all that exchange choose the same tokens. By rule: how many times faster passes are "
+        "of two rounds in turns; all that exchange choose the same tokens. By rule: how many times faster passes are "
         "of which a rule decides each; how many of them ran in two streams; the gain it predicts. "
     ).format(**SHAPE)
     return Part(
