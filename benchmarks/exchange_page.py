@@ -10,7 +10,8 @@ from recorded_parts import bar_table, markdown, plain, read_parts
 from result_page import write_page
 
 from fourlane.report.exchange_plots import Line, plot_exchange
-from fourlane.report.overlap_plots import Case, plot_overlap
+from fourlane.report.overlap_plots import Case, plot_overlap, plot_streams
+from fourlane.report.perfetto import Track
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,16 +41,16 @@ def write(results: Path, *, order: Sequence[str]) -> list[Path]:
     pictures = _pictures(parts)
     docs = DOCS / "exchange.md"
     docs.write_text("\n".join(_docs(parts, pictures, page)) + "\n", encoding="utf-8")
-    return [page, docs, *pictures.values()]
+    return [page, docs, *(path for paths in pictures.values() for path in paths)]
 
 
-def _docs(parts: dict[str, Part], pictures: dict[str, Path], page: Path) -> list[str]:
+def _docs(parts: dict[str, Part], pictures: dict[str, list[Path]], page: Path) -> list[str]:
     bars = [bar for part in parts.values() for bar in part.bars]
     lines = [HEAD, f"**{sum(bar.met for bar in bars)} of {len(bars)} bars are reached.**", "", *bar_table(bars), ""]
     for name, part in parts.items():
         lines += [f"## {part.title}", "", part.text, ""]
-        if name in pictures:
-            lines += [f"![{part.title}](images/{pictures[name].name})", ""]
+        for path in pictures.get(name, ()):
+            lines += [f"![{part.title}](images/{path.name})", ""]
         for section in part.sections:
             lines += [f"{section.title}:", ""] if section.title else []
             lines += [*markdown(section.columns, section.rows), ""]
@@ -57,20 +58,27 @@ def _docs(parts: dict[str, Part], pictures: dict[str, Path], page: Path) -> list
     return [*lines, f"Recorded {', '.join(whens)}; hardware and versions: `benchmarks/results/{page.name}`."]
 
 
-def _pictures(parts: dict[str, Part]) -> dict[str, Path]:
+def _pictures(parts: dict[str, Part]) -> dict[str, list[Path]]:
     """Draw what there is to see; return the files by part."""
     IMAGES.mkdir(exist_ok=True)
-    drawn: dict[str, Path] = {}
+    drawn: dict[str, list[Path]] = {}
     for name in ("here", "link"):
         if name in parts:
-            drawn[name] = IMAGES / f"exchange-{name}.png"
+            path = IMAGES / f"exchange-{name}.png"
+            drawn[name] = [path]
             title = f"All-to-all of equal blocks: {parts[name].title.lower()}; medians, 10th to 90th percentile"
-            plot_exchange(drawn[name], _panels(parts[name].figures["summary"]), title=title)
+            plot_exchange(path, _panels(parts[name].figures["summary"]), title=title)
     for name in ("prefill", "decode"):
         if name in parts:
-            drawn[name] = IMAGES / f"overlap-{name}.png"
-            cases = msgspec.convert(parts[name].figures["cases"], list[Case])
-            plot_overlap(drawn[name], cases, title=f"One stream and two: {name}, two ranks")
+            path, figures = IMAGES / f"overlap-{name}.png", parts[name].figures
+            cases = msgspec.convert(figures["cases"], list[Case])
+            plot_overlap(path, cases, title=f"One stream and two: {name}, two ranks")
+            drawn[name] = [path]
+            if tracks := msgspec.convert(figures["tracks"], list[Track]):
+                drawn[name].append(IMAGES / f"overlap-{name}-streams.png")
+                place = f"{name}, {cases[-1].link}, {cases[-1].tokens} tokens a rank, as traced"
+                end_s = max(each.end_s for track in tracks for each in track.slices)
+                plot_streams(drawn[name][-1], tracks, title=f"A pass of rank 0: {place}", until_s=end_s)
     return drawn
 
 

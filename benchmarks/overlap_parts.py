@@ -86,7 +86,7 @@ def _passes(phase: str, *wanted: str) -> Part:
         text=(text + " ".join(run["notes"])).strip(),
         sections=[Section("", columns, [_row(case) for case in cases])],
         bars=bars,
-        figures={"cases": cases},
+        figures={"cases": cases, "tracks": [track for track in run["tracks"] if "rank 0" in track["process"]]},
     )
 
 

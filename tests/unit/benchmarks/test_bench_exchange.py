@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     import pytest
 
 
+TRACKS = [
+    {
+        "process": f"two streams, rank {rank}",
+        "name": "stream 0",
+        "slices": [{"name": "experts", "category": "compute", "begin_s": 0.0, "end_s": 0.002}],
+    }
+    for rank in (0, 1)
+]
 RULE = {"by_rule": 0.99, "dual_share": 0.5, "predicted": 1.1}
 
 
@@ -62,7 +70,11 @@ def test_each_bar_of_exchanges_is_met_or_missed_by_what_was_found(monkeypatch: p
 def test_gains_are_held_to_the_bar_where_communication_is_about_half(monkeypatch: pytest.MonkeyPatch) -> None:
     def cases(*of: tuple[float, float]) -> dict[str, Any]:
         times = [{"gloo_s": 2.0, "single_s": 1.0, "dual_s": dual, "alone_s": alone} for dual, alone in of]
-        return {"cases": [{"link": "200Mbps", "tokens": 64, **each, **RULE} for each in times], "notes": []}
+        return {
+            "cases": [{"link": "200Mbps", "tokens": 64, **each, **RULE} for each in times],
+            "tracks": [],
+            "notes": [],
+        }
 
     found = cases((0.7, 0.5), (0.8, 0.5), (0.9, 0.2))
     monkeypatch.setattr(overlap_parts, "run_command", lambda *_: found)
@@ -81,14 +93,16 @@ def test_pages_say_which_bars_were_missed_and_hold_every_table(tmp_path: Path, m
     monkeypatch.setattr(exchange_parts, "run_command", lambda *_: found)
     record("here", exchange_parts.PARTS["here"](), tmp_path / "r.json", script="bench_exchange.py")
     case = {"link": "200Mbps", "tokens": 64, "gloo_s": 2.0, "single_s": 1.0, "dual_s": 0.7, "alone_s": 0.5}
-    monkeypatch.setattr(overlap_parts, "run_command", lambda *_: {"cases": [{**case, **RULE}], "notes": []})
+    monkeypatch.setattr(
+        overlap_parts, "run_command", lambda *_: {"cases": [{**case, **RULE}], "tracks": TRACKS, "notes": []}
+    )
     record("decode", overlap_parts.PARTS["decode"](), tmp_path / "r.json", script="bench_exchange.py")
     page, docs, *pictures = exchange_page.write(tmp_path / "r.json", order=list(bench_exchange.PARTS))
     text = docs.read_text()
     assert "**3 of 14 bars are reached.**" in text
     assert "beside gloo | >= 10 times | 2.00 times | **miss** |" in text
     assert "| 200Mbps | 64 | 2,000 | 1,000 | 500 | 50.0 % | 700 | 1.43 | 2.00 | 2.86 | 0.99 | 50% | 1.10 |" in text
-    assert [path.name for path in pictures] == ["exchange-here.png", "overlap-decode.png"]
+    assert [path.name for path in pictures] == ["exchange-here.png", "overlap-decode.png", "overlap-decode-streams.png"]
     assert all(f"](images/{path.name})" in text and path.read_bytes()[:4] == b"\x89PNG" for path in pictures)
     assert "- MISS: shared_memory" in page.read_text()
 

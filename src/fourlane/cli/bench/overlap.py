@@ -103,6 +103,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     out.print()
     for note in found.notes:
         out.print(note, markup=False, soft_wrap=True)
+    tracks = tracks_of(found.traces)
     if json_path:
         settings = {
             "model": model,
@@ -113,7 +114,9 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
             "notes": found.notes,
         }
         operations = [{"link": str(rate), "passes": measured} for measured, rate in found.measured]
-        write_json(json_path, {"fourlane": __version__, **settings, "cases": cases, "operations": operations})
+        write_json(
+            json_path, {"fourlane": __version__, **settings, "cases": cases, "tracks": tracks, "operations": operations}
+        )
         out.print(f"figures: {json_path}", markup=False, soft_wrap=True)
     if plot_path:
         from fourlane.report.overlap_plots import plot_overlap
@@ -123,7 +126,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     if trace_path:
         from fourlane.report.perfetto import write_trace
 
-        write_trace(trace_path, tracks_of(found.traces))
+        write_trace(trace_path, tracks)
         out.print(f"trace: {trace_path} (open it in https://ui.perfetto.dev)", markup=False, soft_wrap=True)
 
 
