@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fourlane.cli.bench import exchange, groups
-from fourlane.engine.exchange.measure import IMPLEMENTATIONS, MEMCPY
+from fourlane.cli.bench.exchange_tables import exchange_tables
+from fourlane.engine.exchange.measure import IMPLEMENTATIONS, MEMCPY, Measured
 from fourlane.errors import EnvironmentMissing
 
 if TYPE_CHECKING:
@@ -112,6 +113,16 @@ def test_without_namespaces_the_ranks_sockets_are_paced_to_the_links_rate(monkey
     for each in found:
         if (each.way, each.implementation) == ("plain", "tcp"):
             assert sorted(each.seconds)[len(each.seconds) // 2] > 0.8 * line_s
+
+
+def test_who_waited_for_whom_is_a_table_of_its_own_for_the_largest_size() -> None:
+    pair = {"ranks": 2, "way": "pair", "implementation": "tcp", "travels": 1, "seconds": [1e-3]}
+    small = Measured(**pair, size=2048, waited_s=[[0.0, 1e-6], [1e-6, 0.0]])
+    large = Measured(**pair, size=4096, waited_s=[[0.0, 2e-6], [5e-4, 0.0]])
+    _, waits = exchange_tables([small, large], link=None)
+    assert waits.title == "tcp, 2 ranks, 4.00 KiB a pair: waits in a dispatch and combine"
+    assert waits.columns == ("", "for rank 0", "for rank 1")
+    assert waits.rows == (("rank 0 waited", "", "2.00 us"), ("rank 1 waited", "500 us", ""))
 
 
 def _session(leader: int) -> list[int]:

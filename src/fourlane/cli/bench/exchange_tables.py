@@ -26,9 +26,12 @@ _TITLES: dict[Way, str] = {
 
 
 def exchange_tables(found: Sequence[Measured], *, link: Rate | None) -> list[Table]:
-    """Return a table a way and number of ranks."""
+    """Return a table a way and number of ranks, then who waited for whom."""
     ways = dict.fromkeys((each.way, each.ranks) for each in found)
-    return [_table([each for each in found if (each.way, each.ranks) == key], link) for key in sorted(ways, key=_order)]
+    tables = [
+        _table([each for each in found if (each.way, each.ranks) == key], link) for key in sorted(ways, key=_order)
+    ]
+    return tables + [_waits(each) for each in found if each.way == "pair" and each.waited_s and _largest(each, found)]
 
 
 def figures_of(found: Sequence[Measured], *, link: Rate | None) -> dict[str, object]:
@@ -114,6 +117,22 @@ def _table(found: Sequence[Measured], link: Rate | None) -> Table:
         rows=tuple(rows),
         left=frozenset({"over"}),
     )
+
+
+def _largest(each: Measured, found: Sequence[Measured]) -> bool:
+    alike = [other for other in found if (other.way, other.ranks) == (each.way, each.ranks)]
+    return each.size == max(other.size for other in alike)
+
+
+def _waits(each: Measured) -> Table:
+    """Return the table of who waited for whom: a slow rank stands out as a column, a bad path as a cell."""
+    rows = tuple(
+        (f"rank {rank} waited", *("" if peer == rank else _microseconds(s) for peer, s in enumerate(row)))
+        for rank, row in enumerate(each.waited_s)
+    )
+    columns = ("", *(f"for rank {peer}" for peer in range(each.ranks)))
+    title = f"{each.implementation}, {each.ranks} ranks, {byte_text(each.size)} a pair: waits in a dispatch and combine"
+    return Table(title=title, columns=columns, rows=rows)
 
 
 def _percentile(each: Measured, share: float) -> float:

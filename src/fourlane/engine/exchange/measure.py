@@ -95,10 +95,12 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     """What a rank says of one step.
 
     Units:
-        seconds: each operation's.
+        seconds: each operation's; waited_s: for each rank, how long an operation waited for what was due from it, on
+        average; none where the implementation does not know.
     """
 
     seconds: list[float]
+    waited_s: list[float] = []
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +108,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     Units:
         size: bytes a pair of ranks, as activations; travels: bytes a pair in the whole operation, as they travel;
-        seconds: each operation's, on the rank that took longest.
+        seconds: each operation's, on the rank that took longest; waited_s: of each rank, for each rank, how long its
+        operations waited for what was due from there, on average over the last round; none where that is not known.
     """
 
     ranks: int
@@ -115,6 +118,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     travels: int
     seconds: list[float]
+    waited_s: list[list[float]] = []
 
 
 def collect(plan: ExchangePlan, sources: Sequence[Source], show: Callable[[Step], None]) -> list[Measured]:
@@ -132,14 +136,16 @@ def collect(plan: ExchangePlan, sources: Sequence[Source], show: Callable[[Step]
         EngineError: a rank failed.
     """
     slowest: dict[Step, list[float]] = {}
+    waited: dict[Step, list[list[float]]] = {}
     for step in plan.steps():
         show(step)
         said = [heard(source, rank, Said) for rank, source in enumerate(sources)]
         slowest.setdefault(step, []).extend(map(max, zip(*(each.seconds for each in said), strict=True)))
-    return [_measured(plan, step, seconds) for step, seconds in slowest.items()]
+        waited[step] = [each.waited_s for each in said if each.waited_s]
+    return [_measured(plan, step, seconds, waited[step]) for step, seconds in slowest.items()]
 
 
-def _measured(plan: ExchangePlan, step: Step, seconds: list[float]) -> Measured:
+def _measured(plan: ExchangePlan, step: Step, seconds: list[float], waited_s: list[list[float]]) -> Measured:
     travels = step.size
     if step.way == "pair":  # to the experts, and back as activations
         row_bytes = _FLOAT8_ROW_BYTES if plan.dispatch == "float8" else ROW_BYTES
@@ -151,4 +157,5 @@ def _measured(plan: ExchangePlan, step: Step, seconds: list[float]) -> Measured:
         size=step.size,
         travels=travels,
         seconds=seconds,
+        waited_s=waited_s,
     )

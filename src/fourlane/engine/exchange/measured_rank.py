@@ -51,7 +51,10 @@ def run_rank(plan: dict[str, Any], rank: int, say: Callable[[Said], None]) -> No
     with ExitStack() as stack:
         group = stack.enter_context(_Group(read, rank))
         for step in read.steps():
-            say(Said(seconds=group.measure(step)))
+            before = group.waited_for(step)
+            seconds = group.measure(step)
+            waits = zip(before or [0.0] * read.seats.ranks, group.waited_for(step), strict=False)
+            say(Said(seconds=seconds, waited_s=[(after - earlier) / len(seconds) for earlier, after in waits]))
 
 
 class _Group:
@@ -78,6 +81,11 @@ class _Group:
         for exchange in self._exchanges.values():
             exchange.close()
         dist.destroy_process_group()
+
+    def waited_for(self, step: Step) -> list[float]:
+        """Return how long this rank has waited for each so far, in seconds; [] where a step's exchange cannot tell."""
+        exchange = self._exchanges.get(step.implementation)
+        return [] if exchange is None else list(getattr(exchange.counters, "waited_for_G", []))
 
     def measure(self, step: Step) -> list[float]:
         """Measure one step; all ranks do at once.

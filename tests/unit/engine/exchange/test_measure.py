@@ -34,12 +34,13 @@ def test_implementations_take_turns_and_memcpy_is_among_them_only_where_there_is
 
 def test_an_operation_takes_as_long_as_on_the_slowest_rank_and_rounds_are_joined() -> None:
     sources = [
-        rank_saying(Said(seconds=[1.0, 5.0]), Said(seconds=[2.0])),
-        rank_saying(Said(seconds=[3.0, 4.0]), Said(seconds=[1.0])),
+        rank_saying(Said(seconds=[1.0, 5.0]), Said(seconds=[2.0], waited_s=[0.0, 0.5])),
+        rank_saying(Said(seconds=[3.0, 4.0]), Said(seconds=[1.0], waited_s=[0.25, 0.0])),
     ]
     shown = []
     (found,) = collect(PLAN, sources, shown.append)
     assert found.seconds == [3.0, 5.0, 2.0]
+    assert found.waited_s == [[0.0, 0.5], [0.25, 0.0]]
     assert (found.ranks, found.size, found.travels) == (2, 4096, 8192)
     assert shown == PLAN.steps()
 
