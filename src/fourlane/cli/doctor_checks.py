@@ -24,6 +24,7 @@ from fourlane.engine.exchange.installed import DEEPEP_ABSENT, deepep_version
 from fourlane.engine.kv_transfer.installed import absent
 from fourlane.engine.kv_transfer.library_env import rdma_devices
 from fourlane.engine.model.config import resolve_model_path
+from fourlane.engine.rank_config import exchange_of
 from fourlane.errors import CheckpointError, FourlaneError
 from fourlane.gateway.run_dir import RunDir
 from fourlane.gateway.service import listen
@@ -179,7 +180,8 @@ def _available_memory() -> int | None:
 
 
 def _shared_memory(deployment: Deployment) -> list[Check]:
-    transport = deployment.kv_transfer.transport
+    shared = [pool for pool in deployment.pools().values() if (pool.expert_parallel or pool.ranks) > 1]
+    exchanges = any(exchange_of(deployment, pool) == "shared_memory" for pool in shared)
     try:
         descriptor = os.memfd_create("fourlane-doctor")
         try:
@@ -189,8 +191,8 @@ def _shared_memory(deployment: Deployment) -> list[Check]:
         finally:
             os.close(descriptor)
     except (OSError, AttributeError) as error:
-        status = "fail" if transport == "shared_memory" else "warn"
-        mend = "--set kv_transfer.transport=tcp, or allow memfd_create in this container"
+        status = "fail" if exchanges or deployment.kv_transfer.transport == "shared_memory" else "warn"
+        mend = "--set exchange.implementation=tcp --set kv_transfer.transport=tcp, or allow memfd_create here"
         return [Check(name="shared memory", status=status, found=f"memfd_create: {error}", mend=mend)]
     return [Check(name="shared memory", status="ok", found="memfd works")]
 
