@@ -131,6 +131,7 @@ private:
     SharedEnd sleep_for(const Awaited& one, std::chrono::steady_clock::time_point deadline);
     SharedReport blame(SharedEnd end) const;
     bool is_gone(int peer) const;
+    bool shares_core_with(int peer) const;
     void set(SharedFlag& flag, std::uint64_t value);
     void wake(const SharedSegment& sleeper);
     void wake_all();
@@ -146,7 +147,10 @@ private:
     std::uint64_t collected_ = 0;
     std::uint64_t exchanged_ = 0;
     std::uint64_t sleeps_ = 0;
-    std::chrono::steady_clock::time_point crowded_until_{};  // others compute on the cores: no use in yielding
+    using Moment = std::chrono::steady_clock::time_point;
+    Moment crowded_until_{};  // others compute on the cores: no use in yielding
+    bool could_part_;         // there is a core for each rank
+    Moment next_parting_{};
     std::atomic<bool> left_{false};
 };
 

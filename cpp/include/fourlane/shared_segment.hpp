@@ -35,6 +35,7 @@ struct alignas(128) SharedFlag {
 struct alignas(128) SharedBell {
     std::atomic<std::uint32_t> rings;
     std::atomic<std::uint32_t> awaited;  // 1 + rank, 0: nobody
+    std::atomic<std::uint32_t> core;     // 1 + the core it was on when it last waited
 };
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free,

@@ -1,5 +1,6 @@
 #include "fourlane/shared_exchange.hpp"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,13 +14,20 @@
 namespace fourlane {
 namespace {
 
+// How many cores this process may use.
+std::size_t cores() {
+    cpu_set_t set;
+    return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? static_cast<std::size_t>(CPU_COUNT(&set)) : 1;
+}
+
 std::size_t unsigned_of(std::int64_t value) { return static_cast<std::size_t>(value); }
 
 }  // namespace
 
 SharedExchange::SharedExchange(int rank, std::vector<std::shared_ptr<SharedSegment>> segments,
                                std::vector<SharedPeer> peers, Waiting waiting)
-    : process_(::getpid()), rank_(rank), segments_(std::move(segments)), peers_(std::move(peers)), waiting_(waiting) {
+    : process_(::getpid()), rank_(rank), segments_(std::move(segments)), peers_(std::move(peers)), waiting_(waiting),
+      could_part_(segments_.size() <= cores()) {
     if (peers_.size() != segments_.size() || rank < 0 || static_cast<std::size_t>(rank) >= segments_.size()) {
         throw std::invalid_argument("expected a segment and a peer for each rank");
     }

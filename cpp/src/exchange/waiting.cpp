@@ -24,6 +24,9 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kLongYield = std::chrono::microseconds(200);
 constexpr auto kCrowded = std::chrono::milliseconds(20);
 
+// How often a rank sleeps to get a core of its own; where none is idle it sleeps in vain.
+constexpr auto kPartingInterval = std::chrono::microseconds(500);
+
 static_assert(sizeof(std::atomic<std::uint32_t>) == sizeof(std::uint32_t), "a futex is 32 bits");
 
 // Sleep until woken, unless the word is no longer `expected`; 0 or errno.
@@ -48,10 +51,15 @@ SharedReport SharedExchange::await(std::chrono::nanoseconds patience) {
 }
 
 // Yielding is the quickest where only ranks of the group run: each runs as soon as it can go on. Where others compute
-// on the cores, who yields waits for their time slice to end, while who sleeps and is woken goes before them.
+// on the cores, who yields waits for their time slice to end, while who sleeps and is woken goes before them. And two
+// ranks that yield to each other on one core stay there beside an idle one, while who is woken is given the idle one.
 SharedEnd SharedExchange::await_one(const Awaited& one, Clock::time_point deadline) {
     if (one.came()) return SharedEnd::done;
     Clock::time_point now = Clock::now();
+    if (could_part_ && shares_core_with(one.peer) && now >= next_parting_) {
+        next_parting_ = now + kPartingInterval;
+        return sleep_for(one, deadline);
+    }
     const Clock::time_point enough = now + waiting_.yielding;
     while (now < enough && now >= crowded_until_) {
         ::sched_yield();
@@ -101,6 +109,13 @@ bool SharedExchange::is_gone(int peer) const {
     // Nobody sends anything on the socket, so whatever is to be read is its end.
     std::array<pollfd, 2> fds{pollfd{of.socket, POLLIN | POLLRDHUP, 0}, pollfd{of.process, POLLIN, 0}};
     return ::poll(fds.data(), fds.size(), 0) > 0;
+}
+
+// Say on which core this rank waits, and tell whether the peer waited there last.
+bool SharedExchange::shares_core_with(int peer) const {
+    const auto core = static_cast<std::uint32_t>(::sched_getcpu()) + 1;
+    own().bell().core.store(core, std::memory_order_relaxed);
+    return segments_[static_cast<std::size_t>(peer)]->bell().core.load(std::memory_order_relaxed) == core;
 }
 
 void SharedExchange::set(SharedFlag& flag, std::uint64_t value) { flag.value.store(value, std::memory_order_seq_cst); }
