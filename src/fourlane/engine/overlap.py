@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fourlane.engine.rank_config import RankConfig
     from fourlane.engine.scheduler import Step
     from fourlane.policy.overlap import Decision
+    from fourlane.policy.overlap_order import OverlapOrder
     from fourlane.policy.placement import Placement
 
 __all__ = ["Expecting", "Overlapping"]
@@ -102,7 +103,7 @@ class Overlapping:
             PeerLost: an operation of the exchange could not complete; the step is to be run again.
         """
         decision, counters = self.decision, exchange.counters
-        order = order_for(decision.order, gpu=self._waits_idle) if decision.mode == "dual" else None
+        order = self._order(decision) if decision.mode == "dual" else None
         began = _Clock(time.perf_counter(), time.thread_time(), counters.wait_s, counters.communication_s)
         logits_NV = self._runner.run(step, exchange, placement, order=order, on_kv=on_kv)
         took = _Clock(
@@ -122,6 +123,10 @@ class Overlapping:
             stats.predicted_gain = decision.predicted
         if decision.measured is not None:
             stats.measured_gain = decision.measured
+
+    def _order(self, decision: Decision) -> OverlapOrder:
+        ratio = self._runner.model.config.experts_to_attention
+        return order_for(decision.order, gpu=self._waits_idle, experts_to_attention=ratio)
 
     def _note(self, step: Step, decision: Decision, took: _Clock) -> None:
         dual, stats = decision.mode == "dual", self.stats

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 FIRST, SECOND = 0, 1
+_EXPERTS_RULE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,21 @@ cut in two is what there is most of, so that every transfer has a half of it to 
 ORDERS = {order.name: order for order in (PREFILL_ORDER, DECODE_ORDER, EXPERTS_ORDER)}
 
 
-def order_for(phase: Literal["prefill", "decode"], *, gpu: bool) -> OverlapOrder:
+def order_for(phase: Literal["prefill", "decode"], *, gpu: bool, experts_to_attention: float) -> OverlapOrder:
     """Return the order to take for steps of mostly one phase.
 
-    On GPUs those published. On CPUs prefill's for both: next to experts, attention is short there in decode
-    too, and half of it hides little.
+    On GPUs those published. On CPUs attention is short next to experts in decode too, and half of it hides little:
+    there it is prefill's, or, where experts take three times as long as attention or more, the one that cuts them.
+    (With transfers as long as computing, m = (a + e) / 2, the time of the latter is the shorter one from e = 3 a on.)
+
+    Args:
+        phase: of most tokens.
+        gpu: where it is computed.
+        experts_to_attention: how much longer a token's experts take than its attention.
     """
-    return DECODE_ORDER if gpu and phase == "decode" else PREFILL_ORDER
+    if gpu:
+        return DECODE_ORDER if phase == "decode" else PREFILL_ORDER
+    return EXPERTS_ORDER if experts_to_attention >= _EXPERTS_RULE else PREFILL_ORDER
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,10 @@ def spin(seconds: float) -> None:
         pass
 
 
+def model_on(device: str) -> SimpleNamespace:
+    return SimpleNamespace(device=torch.device(device), config=SimpleNamespace(experts_to_attention=1.0))
+
+
 @dataclass
 class TimedRunner:
     """Runs nothing, but takes its time: computing; in the exchange, carrying bytes itself; waiting there."""
@@ -35,7 +39,7 @@ class TimedRunner:
     waiting_s: float = 0.0
     communicating_s: float = 0.0
     orders: list[str | None] = field(default_factory=list)
-    model: Any = field(default_factory=lambda: SimpleNamespace(device=torch.device("cpu")))
+    model: Any = field(default_factory=lambda: model_on("cpu"))
 
     def run(self, _step: Step, exchange: Any, _placement: object, *, order: Any, on_kv: object) -> torch.Tensor:
         assert on_kv is None
@@ -98,8 +102,7 @@ def test_waiting_with_the_processor_is_nothing_to_hide(exchange: Any) -> None:
 def test_steps_run_in_the_order_of_phase_and_device_when_two_streams_are_always_wanted(
     exchange: Any, device: str, decode: str
 ) -> None:
-    model = SimpleNamespace(device=torch.device(device))
-    runner = TimedRunner(communicating_s=0.5, waiting_s=0.01, model=model)
+    runner = TimedRunner(communicating_s=0.5, waiting_s=0.01, model=model_on(device))
     overlap = overlapping(runner, mode="always")
     for outlook in (Outlook(decode_next=8), Outlook(prefill_next=8)):
         overlap.run(EMPTY, exchange, None, on_kv=None)

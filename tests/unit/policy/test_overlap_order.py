@@ -61,9 +61,24 @@ def test_decode_takes_turns_after_each_half_of_attention_too() -> None:
     assert told[:8] == [(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (0, 3), (1, 2), (0, 4)]
 
 
-def test_gpus_take_the_published_orders_and_cpus_prefills_in_both_phases() -> None:
-    assert [order_for(phase, gpu=True) for phase in ("prefill", "decode")] == [PREFILL_ORDER, DECODE_ORDER]
-    assert [order_for(phase, gpu=False) for phase in ("prefill", "decode")] == [PREFILL_ORDER, PREFILL_ORDER]
+def test_gpus_take_the_published_orders_and_cpus_cut_what_takes_longest() -> None:
+    for ratio in (0.5, 9.0):
+        published = [order_for(phase, gpu=True, experts_to_attention=ratio) for phase in ("prefill", "decode")]
+        assert published == [PREFILL_ORDER, DECODE_ORDER]
+    for phase in ("prefill", "decode"):
+        assert order_for(phase, gpu=False, experts_to_attention=1.2) is PREFILL_ORDER
+        assert order_for(phase, gpu=False, experts_to_attention=4.8) is EXPERTS_ORDER
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 2.8, 3.2, 5.0, 9.0])
+def test_the_order_taken_on_cpus_is_the_shorter_one_where_transfers_are_as_long_as_computing(ratio: float) -> None:
+    attention, experts = 1 / (1 + ratio), ratio / (1 + ratio)
+    took = {
+        order: length(passes(attention / 2, attention / 2, experts, 0.5, layers=40, cut=order.cut_experts), order)
+        for order in (PREFILL_ORDER, EXPERTS_ORDER)
+    }
+    chosen = order_for("decode", gpu=False, experts_to_attention=ratio)
+    assert took[chosen] <= 1.01 * min(took.values())
 
 
 @pytest.mark.parametrize("name", ORDERS)

@@ -79,13 +79,12 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     asked for is not here, 130 interrupted.
     """
     from fourlane.cli.bench.overlap_tables import cases_of, overlap_table, tracks_of
-    from fourlane.policy.overlap_order import order_for
     from fourlane.report.tables import console, print_table, write_json
 
     bench = _Bench.read(
         model=model,
         phase=phase,
-        order=order or order_for("decode" if phase == "decode" else "prefill", gpu=False).name,
+        order=order or _served_order(model, phase),
         tokens=tokens,
         context=context,
         links=link,
@@ -128,6 +127,15 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
 
         write_trace(trace_path, tracks)
         out.print(f"trace: {trace_path} (open it in https://ui.perfetto.dev)", markup=False, soft_wrap=True)
+
+
+def _served_order(model: str, phase: str) -> str:
+    """Return the name of the order in which ranks on CPUs would serve a model."""
+    from fourlane.engine.model.config import read_config, resolve_model_path
+    from fourlane.policy.overlap_order import order_for
+
+    ratio = read_config(resolve_model_path(model)).experts_to_attention
+    return order_for("decode" if phase == "decode" else "prefill", gpu=False, experts_to_attention=ratio).name
 
 
 class _Found(NamedTuple):

@@ -62,6 +62,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Return the layers that have experts, ascending; layer i of a placement is the i-th of them."""
         return tuple(layer for layer in range(self.layers) if self.is_moe(layer))
 
+    @property
+    def experts_to_attention(self) -> float:
+        """Return how many multiplications a token's routed experts take for each of its attention's projections."""
+        heads = 2 * self.heads + 2 * self.kv_heads  # query, key, value, and back
+        return 3 * self.top_k * self.expert_dim / (heads * self.head_dim)
+
     def is_moe(self, layer: int) -> bool:
         """Tell whether a layer has experts rather than a dense MLP."""
         return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
