@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fourlane.report.plots import BLUE, GREEN, GREY, ORANGE, figure_of, save_figure
-from fourlane.report.tables import byte_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,8 +75,13 @@ def _draw(axes: Axes, title: str, lines: Sequence[Line]) -> None:
             low, high = zip(*line.band, strict=True)
             axes.fill_between(line.sizes, _us(low), _us(high), color=colour, alpha=0.15, linewidth=0)
     sizes = sorted({size for line in lines for size in line.sizes})
-    axes.set_xticks(sizes, [byte_text(size) for size in sizes])
+    axes.set_xticks(sizes, [_size(size) for size in sizes])
     axes.minorticks_off()
+
+
+def _size(count: int) -> str:
+    """Write a number of bytes that is a multiple of 1 KiB as shortly as may be: "64 KiB"."""
+    return f"{count >> 20} MiB" if count % (1 << 20) == 0 else f"{count / 1024:g} KiB"
 
 
 def _us(seconds: Sequence[float]) -> list[float]:

@@ -91,6 +91,7 @@ def _draw_times(axes: Axes, cases: Sequence[Case]) -> None:
         axes.bar([at + 0.27 * (place - 1) for at in tokens], [1e3 * s for s in seconds], 0.25, color=colour, label=name)
     axes.set_xticks(list(tokens), [f"{case.tokens:,}" for case in cases])
     axes.grid(visible=False, axis="x")
+    axes.set_ylim(top=1.35e3 * max(max(case.gloo_s, case.single_s, case.dual_s) for case in cases))
     axes.legend(loc="upper left", frameon=False)
 
 
