@@ -66,7 +66,7 @@ def _pictures(parts: dict[str, Part]) -> dict[str, list[Path]]:
         if name in parts:
             path = IMAGES / f"exchange-{name}.png"
             drawn[name] = [path]
-            title = f"All-to-all of equal blocks: {parts[name].title.lower()}; medians, 10th to 90th percentile"
+            title = f"All-to-all of equal blocks. {parts[name].title}; medians, 10th to 90th percentile"
             plot_exchange(path, _panels(parts[name].figures["summary"]), title=title)
     for name in ("prefill", "decode"):
         if name in parts:
