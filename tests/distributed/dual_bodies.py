@@ -1,7 +1,8 @@
 """One rank of a model that is served in one stream and in two; beside it, the model alone.
 
-Run as `python dual_bodies.py FOLDER IMPLEMENTATION RANKS`: forks the ranks, which meet in the folder and
-serve its model; exits with the worst of their exit codes.
+Run as `python dual_bodies.py`: imports torch once, then for each line "FOLDER IMPLEMENTATION RANKS" of
+standard input forks the ranks, which meet in the folder and serve its model, and answers with the worst
+of their exit codes; what ranks say goes to `output` in the folder.
 """
 
 from __future__ import annotations
@@ -151,16 +152,16 @@ def serve(rank: int, ranks: int, folder: Path, implementation: str) -> None:
     exchange.close()
 
 
-def main() -> int:
-    """Fork the ranks and wait for them."""
-    folder, implementation, ranks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+def run(folder: Path, implementation: str, ranks: int) -> int:
+    """Fork the ranks, wait for them, and return the worst of their exit codes."""
     children = []
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
             try:
+                with (folder / "output").open("a", buffering=1) as output:
+                    os.dup2(output.fileno(), 1)
+                    os.dup2(output.fileno(), 2)
                 serve(rank, ranks, folder, implementation)
             except BaseException:  # noqa: BLE001 - reported, and turned into an exit code
                 traceback.print_exc()
@@ -168,8 +169,18 @@ def main() -> int:
                 os._exit(1)
             os._exit(0)
         children.append(child)
-    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)
+
+
+def main() -> None:
+    """Answer line by line."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    for line in sys.stdin:
+        folder, implementation, ranks = line.split()
+        sys.stdout.write(f"{run(Path(folder), implementation, int(ranks))}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
