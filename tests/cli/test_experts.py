@@ -13,7 +13,15 @@ from click.testing import CliRunner, Result
 
 from fourlane.cli import main
 from fourlane.policy.placement import Placement, linear_placement
-from fourlane.spec.expert_files import read_counts, read_loads, read_placement, write_counts, write_placement
+from fourlane.spec.expert_files import (
+    LoadArrays,
+    read_counts,
+    read_loads,
+    read_placement,
+    write_counts,
+    write_loads,
+    write_placement,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -444,6 +452,21 @@ def test_a_placement_with_empty_slots_cannot_go_to_engines_that_know_none(tmp_pa
         result = experts("export", tmp_path / "placement.json", "--engine", engine, "-o", tmp_path / "x.json")
         assert result.exit_code == 2
         assert "empty slot" in result.output
+
+
+def test_every_slot_is_used_on_request_so_that_engines_can_take_the_placement(tmp_path: Path) -> None:
+    write_loads(
+        tmp_path / "loads.json", {"decode": LoadArrays(np.array([[[1.0, 8, 5, 3]]]))}
+    )  # one replica of each is best
+    made = tmp_path / "placement.json"
+    words = ("place", tmp_path / "loads.json", "--ranks", 2, "--slots", 6, "--no-split-aware", "-o", made)
+    done(*words)
+    refused = experts("export", made, "--engine", "vllm", "-o", tmp_path / "map.json")
+    assert refused.exit_code == 2
+    assert "--every-slot" in refused.output
+    done(*words, "--every-slot")
+    done("export", made, "--engine", "vllm", "-o", tmp_path / "map.json")
+    assert -1 not in json.loads((tmp_path / "map.json").read_text())["physical_to_logical_map"][0]
 
 
 @pytest.mark.parametrize("command", ["advise", "bench", "export", "generate", "place", "show", "split"])

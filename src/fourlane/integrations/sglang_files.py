@@ -45,7 +45,7 @@ def write_init_expert_location(path: str | Path, placement: Placement, *, dense_
         layer, slot = map(int, empty[0])
         raise SpecError(
             f"{path}: SGLang knows no empty slots, and slot {slot} of layer {layer} is one; "
-            f"place the experts on slots that can all be filled"
+            f"place the experts on slots that can all be filled, with --every-slot"
         )
     slots = placement.slot_of_LP.shape[1]
     trivial = np.tile(np.arange(slots, dtype=np.int64) % placement.experts, (dense_layers, 1))

@@ -74,7 +74,7 @@ def _write_tables(output: Path, made: Placement) -> None:
     if output.suffix != ".json":
         raise SpecError(f"--output {output}: expected a name that ends in .json with --engine vllm")
     if (made.slot_of_LP == EMPTY).any():
-        raise SpecError("--engine vllm: expected a placement without empty slots; place with --redundant or --slots")
+        raise SpecError("--engine vllm: expected a placement without empty slots; place with --every-slot")
     tables = {
         "physical_to_logical_map": made.phy2log.tolist(),
         "logical_to_physical_map": made.log2phy.tolist(),

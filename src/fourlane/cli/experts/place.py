@@ -62,6 +62,7 @@ Examples:
 @click.option(
     "--split-aware/--no-split-aware", default=True, help="Place for batches that are split [default], or not."
 )
+@click.option("--every-slot", is_flag=True, help="Leave no slot empty, though that helps no balance (vLLM, SGLang).")
 @click.option("--expert-bytes", default="44MB", show_default=True, help="Of one expert of one layer.")
 @click.option("--max-balance", type=click.FloatRange(1.0), help="Exit with 1 if a layer's max/mean is above this.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw copies and ranks' loads (.png, .svg, .pdf, .html).")
@@ -106,6 +107,7 @@ def _place(load_WLE: NDArray[Any], previous: Placement | None, given: dict[str, 
         cost=_cost(given["cost"]),
         split_aware=given["split_aware"],
         spread_nodes=given["spread_nodes"],
+        every_slot=given["every_slot"],
         seed=given["seed"],
     )
 
