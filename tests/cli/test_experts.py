@@ -455,9 +455,8 @@ def test_a_placement_with_empty_slots_cannot_go_to_engines_that_know_none(tmp_pa
 
 
 def test_every_slot_is_used_on_request_so_that_engines_can_take_the_placement(tmp_path: Path) -> None:
-    write_loads(
-        tmp_path / "loads.json", {"decode": LoadArrays(np.array([[[1.0, 8, 5, 3]]]))}
-    )  # one replica of each is best
+    one_replica_is_best = LoadArrays(np.array([[[1.0, 8, 5, 3]]]))
+    write_loads(tmp_path / "loads.json", {"decode": one_replica_is_best})
     made = tmp_path / "placement.json"
     words = ("place", tmp_path / "loads.json", "--ranks", 2, "--slots", 6, "--no-split-aware", "-o", made)
     done(*words)
