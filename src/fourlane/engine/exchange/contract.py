@@ -1,7 +1,7 @@
 """The contract of expert exchange: dispatch tokens to experts' ranks, combine what they return.
 
-Implementations: `torch_all_to_all` (gloo, NCCL), `tcp` (own sockets) and, for a group of one rank,
-`local`.
+Implementations: `shared_memory` (processes of one host), `tcp` (own sockets), `torch_all_to_all` (gloo,
+NCCL), on GPUs `deepep` and `symmetric_memory`, and, for a group of one rank, `local`.
 Model code yields each `Pending` and never blocks; only `Pending.wait` does.
 """
 

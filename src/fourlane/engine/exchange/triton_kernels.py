@@ -15,8 +15,6 @@ import triton  # pyrefly: ignore[missing-import]
 import triton.language as tl  # pyrefly: ignore[missing-import]
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from torch import Tensor
 
 __all__ = ["fold", "permute", "quantise"]
@@ -80,7 +78,9 @@ def fold(y_RD: Tensor, place_NK: Tensor, weights_NK: Tensor) -> Tensor:
 
 
 @triton.jit
-def _permute(x_ptr: Any, rows_ptr: Any, out_ptr: Any, dim: Any, stride: Any, BLOCK: tl.constexpr) -> None:
+def _permute(
+    x_ptr: tl.tensor, rows_ptr: tl.tensor, out_ptr: tl.tensor, dim: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr
+) -> None:
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     source = tl.load(rows_ptr + row)
@@ -89,7 +89,7 @@ def _permute(x_ptr: Any, rows_ptr: Any, out_ptr: Any, dim: Any, stride: Any, BLO
 
 
 @triton.jit
-def _float8_code(x: Any) -> Any:
+def _float8_code(x: tl.tensor) -> tl.tensor:
     """Return float32 as e4m3fn, rounded to nearest even; by integers, so that GPUs without such a type can do it."""
     bits = x.to(tl.int32, bitcast=True)
     sign = (bits >> 24) & 0x80
@@ -105,7 +105,13 @@ def _float8_code(x: Any) -> Any:
 
 @triton.jit
 def _quantise(
-    x_ptr: Any, codes_ptr: Any, scale_ptr: Any, dim: Any, stride: Any, GROUPS: tl.constexpr, SIZE: tl.constexpr
+    x_ptr: tl.tensor,
+    codes_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    dim: tl.tensor,
+    stride: tl.tensor,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
 ) -> None:
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
@@ -122,12 +128,12 @@ def _quantise(
 
 @triton.jit
 def _fold(  # noqa: PLR0913, PLR0917 - a kernel has no other way to be told
-    y_ptr: Any,
-    place_ptr: Any,
-    weights_ptr: Any,
-    out_ptr: Any,
-    dim: Any,
-    stride: Any,
+    y_ptr: tl.tensor,
+    place_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    dim: tl.tensor,
+    stride: tl.tensor,
     TOP_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
