@@ -238,7 +238,11 @@ def _check_layer(group: Group, placement: Placement, everyones: list[Tokens], la
     tokens = everyones[group.rank]
     received = group.dispatch(tokens, layer, placement).wait()
     y_RD = group.compute(received, layer, placement)
-    chosen = (split_tokens if group.joining.split else split_equally)(received.count_GE, placement, layer)
+    if group.joining.split:
+        nodes = group.kind.nodes(group.ranks)
+        chosen = split_tokens(received.count_GE, placement, layer, nodes=nodes)
+    else:
+        chosen = split_equally(received.count_GE, placement, layer)
     _assert_slots_hold_what_the_split_says(group, received, placement, chosen.quota_GP, everyones, layer)
     group.check(group.exchange.combine(y_RD, received).wait(), tokens, layer)
     return chosen.tokens_G

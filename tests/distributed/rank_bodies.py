@@ -19,6 +19,7 @@ from pathlib import Path
 
 import conformance
 import faults
+import node_bodies
 import numpy as np
 import pytest
 import torch
@@ -160,7 +161,9 @@ def _start(body: str, seat: Seat) -> int:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         name, _, argument = body.partition(":")
-        function = globals().get(name) or getattr(faults, name)
+        function = next(
+            getattr(module, name) for module in (sys.modules[__name__], faults, node_bodies) if hasattr(module, name)
+        )
         function(seat, *([argument] if argument else []))
     except BaseException:  # noqa: BLE001 - reported, and turned into an exit code
         traceback.print_exc()

@@ -112,6 +112,16 @@ def test_equal_shares_for_replicas_give_the_same_bits(ranks: int, launch: Launch
     launch("split_equally", ranks)
 
 
+@over(ranks=(5, 6, 7, 8), only=lambda name: name == "hierarchical")
+def test_bytes_between_two_to_eight_nodes_are_exactly_those_of_theory(ranks: int, launch: Launch) -> None:
+    launch("bytes_between_nodes", ranks)
+
+
+@over(ranks=(3, 4), only=lambda name: name == "hierarchical")
+def test_all_ranks_choose_the_same_way_between_nodes(ranks: int, launch: Launch) -> None:
+    launch("all_choose_alike", ranks)
+
+
 @over(ranks=(3,), only=carries_float32)
 def test_float8_rounds_alike_wherever_experts_are(ranks: int, launch: Launch) -> None:
     launch("float8", ranks)

@@ -60,6 +60,7 @@ class Implementation:
         dtypes: of activations that it carries.
         dim: a width of rows it takes.
         exact: it sums a token's experts in the order of K; else sums are only near.
+        width: ranks of a node, if their number is a multiple of it; else each is one. None: all are on one.
         behind_thread: the communication thread runs it.
         marked: it has connections of its own, which carry the expert lane's mark.
         hears_of_deaths: a peer's death ends what is under way at once; else its timeout does.
@@ -71,9 +72,16 @@ class Implementation:
     dtypes: tuple[torch.dtype, ...] = WIDE + NARROW
     dim: int = 8
     exact: bool = True
+    width: int | None = None
     behind_thread: bool = False
     marked: bool = True
     hears_of_deaths: bool = True
+
+    def nodes(self, ranks: int) -> int:
+        """Return on how many nodes so many ranks are."""
+        if self.width is None:
+            return 1
+        return ranks if ranks % self.width else ranks // self.width
 
 
 def _local(joining: Joining) -> LocalExchange:
@@ -125,6 +133,14 @@ def _deepep(joining: Joining) -> SteppedExchange:
     )
 
 
+def _over_nodes(joining: Joining) -> SteppedExchange:
+    """Return gloo, a token once per node: pairs of ranks play nodes, or where they are odd each is one."""
+    exchange = _torch_all_to_all(joining)
+    width = exchange.ranks // IMPLEMENTATIONS["hierarchical"].nodes(exchange.ranks)
+    exchange.find_nodes(f"host {exchange.rank // width}", hierarchical="always")
+    return exchange
+
+
 def _behind_thread(kind: Implementation) -> Implementation:
     """Return an implementation's operations run by a communication thread."""
 
@@ -141,5 +157,6 @@ _ALONE = {
     "shared_memory": Implementation(_shared_memory, names_peers=True, marked=False),
     "deepep": Implementation(_deepep, most_ranks=3, dtypes=(torch.bfloat16,), dim=256, exact=False),
     "symmetric_memory": Implementation(_symmetric_memory, most_ranks=4, marked=False, hears_of_deaths=False),
+    "hierarchical": Implementation(_over_nodes, width=2),
 }
 IMPLEMENTATIONS = _ALONE | {f"{name}+thread": _behind_thread(kind) for name, kind in _ALONE.items()}

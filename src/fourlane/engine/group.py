@@ -94,7 +94,7 @@ class StepGroup:
         )
         exchange = self._open_exchange(address)
         try:
-            exchange.find_nodes(socket.gethostname())
+            exchange.find_nodes(socket.gethostname(), hierarchical=config.exchange_hierarchical)
             self._hang_doorbell(exchange, store, generation)
         except PeerLost:
             exchange.close()

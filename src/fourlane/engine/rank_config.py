@@ -112,6 +112,7 @@ class RankConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     exchange: Implementation = "tcp"
     exchange_dispatch: Literal["activations", "float8"] = "activations"
+    exchange_hierarchical: Literal["auto", "always", "never"] = "auto"
     exchange_deepep: Literal["auto", "v1", "v2"] = "auto"
     exchange_low_latency_tokens: int = 128
     exchange_address: str = "127.0.0.1"
@@ -212,6 +213,7 @@ def _rank_config(
         run_dir=str(run_dir),
         exchange=exchange_of(deployment, pool),
         exchange_dispatch=deployment.exchange.dispatch,
+        exchange_hierarchical=deployment.exchange.hierarchical,
         exchange_deepep=deployment.exchange.deepep,
         exchange_low_latency_tokens=deployment.exchange.low_latency_tokens,
         exchange_address=deployment.exchange.address,

@@ -122,6 +122,10 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     "activations"; they are the same for any number of ranks and any placement all the same. Outputs come
     back as they are either way.
 
+    `hierarchical`: whether a token goes once to each other node and is forwarded to its experts' ranks
+    there, in place of once to each expert ("tcp" and "torch_all_to_all", groups of equally many ranks on
+    each of several hosts). "auto": batch by batch, where that is expected to take less time.
+
     `deepep` is the interface of DeepEP to use: "v2" (`ElasticBuffer`), "v1" (`Buffer`), or "auto" for the
     newer one that is installed. Of "v1", a step takes the low-latency kernels if no rank of the group has
     more than `low_latency_tokens` tokens in it, and the normal kernels otherwise; 0: always normal.
@@ -129,6 +133,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     implementation: Literal["auto", "torch_all_to_all", "tcp", "shared_memory", "deepep", "symmetric_memory"] = "auto"
     dispatch: Literal["activations", "float8"] = "activations"
+    hierarchical: Literal["auto", "always", "never"] = "auto"
     deepep: Literal["auto", "v1", "v2"] = "auto"
     low_latency_tokens: int = 128
     address: str = "127.0.0.1"

@@ -23,6 +23,8 @@ LARGEST_GID = 255
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _CONTROL = re.compile(r"tcp://(?P<host>[^:/]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]+)")
 MOST_LOW_LATENCY_TOKENS = 511  # of DeepEP's queues of 1024: two entries a token, and two more
+_STRAIGHT = ("shared_memory", "deepep")
+"""Exchanges that take no way over nodes, or one of their own."""
 _NIC = re.compile(r"[A-Za-z0-9_.@-]{1,64}(:[0-9]{1,3})?")
 _PORTS = re.compile(r"([0-9]+)-([0-9]+)")
 
@@ -133,6 +135,12 @@ def _exchange(deployment: Deployment) -> Iterator[Fault]:
             "exchange.implementation",
             f'"{wanted}" is for pools on GPUs, and [{on_cpus[0]}] is on cpu; expected "auto", "tcp", "shared_memory" '
             f'or "torch_all_to_all", or {on_cpus[0]}.device = "cuda"',
+        )
+    if deployment.exchange.hierarchical == "always" and deployment.exchange.implementation in _STRAIGHT:
+        yield Fault(
+            "exchange.hierarchical",
+            f'"always" is for "tcp" and "torch_all_to_all", got "{deployment.exchange.implementation}" as '
+            'exchange.implementation; use "auto"',
         )
     few = deployment.exchange.low_latency_tokens
     if not 0 <= few <= MOST_LOW_LATENCY_TOKENS:

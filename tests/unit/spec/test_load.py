@@ -163,6 +163,13 @@ def test_all_faults_are_reported_at_once_with_their_places(tmp_path: Path) -> No
             'deployment.toml: exchange.address: expected an IP address of this host such as "127.0.0.1", got "eth0"',
         ),
         (
+            '[unified]\n[exchange]\nimplementation = "shared_memory"\nhierarchical = "always"',
+            (
+                'deployment.toml: exchange.hierarchical: "always" is for "tcp" and "torch_all_to_all", got '
+                '"shared_memory" as exchange.implementation; use "auto"'
+            ),
+        ),
+        (
             '[unified]\ndevice = "cuda"\n[exchange]\nimplementation = "shared_memory"',
             'deployment.toml: exchange.implementation: "shared_memory" is for CPUs, got [unified] on cuda; use "auto"',
         ),

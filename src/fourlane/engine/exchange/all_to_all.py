@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from fourlane.engine.exchange.contract import Pending, Received
 from fourlane.engine.exchange.group_exchange import SteppedExchange
 from fourlane.engine.exchange.payload import AS_IS
@@ -19,7 +21,6 @@ from fourlane.errors import PeerLost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     import torch
     from torch import Tensor
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fourlane.engine.exchange.meeting import GroupAddress
     from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.exchange.rows import Sorted
-    from fourlane.engine.exchange.slots import Routes
+    from fourlane.engine.exchange.slots import LayerSlots, Routes
     from fourlane.lanes.marking import Mark
     from fourlane.policy.placement import Placement
 
@@ -170,23 +171,28 @@ class AllToAllExchange(SteppedExchange):
         self._tables = tables = self._tables.of(placement)
         pairs = tables.layer(layer).sort(topk_TK)
         decode_E = decoded_counts(topk_TK, decode_rows, pairs.count_E)
-        count_row = self._count_row(pairs.count_E).to(self._wire)
+        count_row = self._count_row(pairs.count_E, self._more_counts(tables.layer(layer), topk_TK)).to(self._wire)
         where = f"{self._place}, layer {layer}"
         gathered, counts = self._start(f"{where}, counts", lambda carrier: carrier.gather(count_row))
         packed_TB = self._payload.pack(x_TD)  # while the counts are on their way
 
         def finish() -> Received:
             self._wait(counts, f"{where}, counts")
-            count_GE = self._read_counts(gathered.cpu().numpy())
+            told_GX = self._read_counts(gathered.cpu().numpy())
+            count_GE = np.ascontiguousarray(told_GX[:, : placement.experts])
+            top_k, more_GX = topk_TK.shape[1], told_GX[:, placement.experts :]
             routes = tables.routes(layer, count_GE, split=self._split, nodes=self._nodes)
             self._count(layer, routes, count_GE[self.rank], decode_E)
             sent = tables.layer(layer).by_slot(pairs, routes.quota_P)
-            rows, handle, arrival = self._send(packed_TB, sent, weights_TK, routes, f"{where}, dispatch")
+            rows, arrival = self._send(
+                packed_TB, sent, routes, more_GX=more_GX, top_k=top_k, where=f"{where}, dispatch"
+            )
+            sent_G, received_G = self._flat_rows(routes)
             return Received(
                 x_RD=self._payload.unpack(rows, x_TD.shape[1], x_TD.dtype),
                 offset_S1=arrival.offset_S1,
                 count_GE=count_GE,
-                handle=handle,
+                handle=_Handle(sent.order_R, weights_TK, arrival.place_R, sent_G, received_G),
             )
 
         return _Pending(finish)  # type: ignore[return-value]
@@ -220,22 +226,40 @@ class AllToAllExchange(SteppedExchange):
         self._wait(work, where)
         return came_GB
 
+    def _more_counts(self, slots: LayerSlots, topk_TK: Tensor) -> Tensor | None:  # noqa: ARG002 - others have some
+        """Return what a rank tells besides its counts, int64, as much on all ranks; None: nothing."""
+        return None
+
     def _send(
-        self, packed_TB: Tensor, sent: Sorted, weights_TK: Tensor, routes: Routes, where: str
-    ) -> tuple[Tensor, _Handle, Arrival]:
-        """Give packed tokens to the ranks of their experts; return what arrived, in order of slots."""
-        sent_G = routes.quota_P.reshape(self.ranks, -1).sum(axis=1).tolist()
-        received_G = routes.count_GS.sum(axis=1).tolist()
+        self, packed_TB: Tensor, sent: Sorted, routes: Routes, *, more_GX: np.ndarray, top_k: int, where: str
+    ) -> tuple[Tensor, Arrival]:
+        """Give packed tokens to the ranks of their experts; return what arrived, in order of slots.
+
+        Args:
+            packed_TB: uint8 [tokens, bytes].
+            sent: this rank's (token, expert) pairs by slot.
+            routes: how many rows go where.
+            more_GX: what all ranks told besides their counts.
+            top_k: experts of a token.
+            where: for errors.
+        """
+        del more_GX, top_k  # for those that choose between ways
+        sent_G, received_G = self._flat_rows(routes)
         arrived_RB, work = self._exchange(packed_TB.index_select(0, sent.rows_R), sent_G, received_G, where)
         arrival = Arrival.of(routes.count_GS, self._device)
         self._wait(work, where, self.meanwhile)
-        rows_RB = arrived_RB.to(self._device).index_select(0, arrival.by_slot_R)
-        return rows_RB, _Handle(sent.order_R, weights_TK, arrival.place_R, sent_G, received_G), arrival
+        return arrived_RB.to(self._device).index_select(0, arrival.by_slot_R), arrival
+
+    def _flat_rows(self, routes: Routes) -> tuple[list[int], list[int]]:
+        """Return the rows for each rank and from each rank, where they go straight."""
+        sent_G = routes.quota_P.reshape(self.ranks, -1).sum(axis=1).tolist()
+        return sent_G, routes.count_GS.sum(axis=1).tolist()
 
     def _exchange(self, rows_RB: Tensor, sent_G: list[int], received_G: list[int], where: str) -> tuple[Tensor, Work]:
         # As bytes: what travels is not added to or rounded, and no library has to know its dtype.
         rows = rows_RB.to(self._wire).contiguous()
         self.counters.bytes_sent += (sum(sent_G) - sent_G[self.rank]) * rows.shape[1]
+        self.counters.cross_node_bytes += (sum(sent_G) - sum(sent_G[self._own_node])) * rows.shape[1]
         return self._start(where, lambda carrier: carrier.exchange(rows, sent_G, received_G))
 
     def _start(self, where: str, call: Callable[[Carrier], tuple[Tensor, Work]]) -> tuple[Tensor, Work]:

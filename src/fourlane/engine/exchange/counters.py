@@ -23,7 +23,8 @@ class ExchangeCounters:
 
     Units:
         wait_s: seconds the computing thread was blocked in `Pending.wait`; communication_s: seconds a
-            communication thread was busy, blocked or not; bytes_sent: payload bytes to other ranks.
+            communication thread was busy, blocked or not; bytes_sent: payload bytes to other ranks, each time
+            they are sent; cross_node_bytes: those of them to ranks on other nodes.
     """
 
     def __init__(self, *, layers: int, experts: int) -> None:
@@ -35,6 +36,9 @@ class ExchangeCounters:
         self.overlapped = False
         """A communication thread runs an operation: what it waits for, the computing thread does not."""
         self.bytes_sent = 0
+        self.cross_node_bytes = 0
+        self.over_nodes = 0
+        """Dispatches whose tokens went once per node."""
         self.max_split_L = np.zeros(layers, dtype=np.int64)
         self.max_equal_L = np.zeros(layers, dtype=np.int64)
         self.mean_L = np.zeros(layers)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fourlane.engine.exchange.payload import Payload
     from fourlane.engine.exchange.slots import Routes
     from fourlane.lanes.marking import Mark
+    from fourlane.policy.exchange_path import Hierarchical
     from fourlane.policy.placement import Placement
 
 __all__ = ["ANNOUNCED", "Meanwhile", "SteppedExchange", "outlook_row"]
@@ -91,6 +92,8 @@ class SteppedExchange(GroupExchange):
         self._split = split
         self._payload = payload
         self._nodes = 1
+        self._own_node = slice(0, self.ranks)
+        """The ranks of this one's node."""
         self._announced = torch.zeros(ANNOUNCED, dtype=torch.int64)
         self._agreement: Agreement | None = None
         self._place = "joining"
@@ -113,15 +116,22 @@ class SteppedExchange(GroupExchange):
             PeerLost: a peer died or hangs, or gave a vector of another length.
         """
 
-    def find_nodes(self, host: str) -> int:
+    def find_nodes(self, host: str, *, hierarchical: Hierarchical = "never") -> int:
         """Tell the others on which host this rank is; return on how many nodes the group is, if in rank order.
 
         From then on splits keep tokens on their node where that makes no rank fuller.
 
+        Args:
+            host: this rank's.
+            hierarchical: whether tokens go once per node, the same on all ranks; for exchanges that can.
+
         Raises:
             PeerLost: a peer died or hangs.
         """
+        del hierarchical
         self._nodes = nodes_of(self.tell_all(host))
+        width = self.ranks // self._nodes
+        self._own_node = slice(self.rank // width * width, (self.rank // width + 1) * width)
         return self._nodes
 
     def begin_step(
@@ -156,12 +166,13 @@ class SteppedExchange(GroupExchange):
         """
         return self._gather(torch.from_numpy(numbers), "telling numbers")
 
-    def _count_row(self, count_E: Tensor) -> Tensor:
-        """Return what this rank tells in a counts round, int64 [experts + ANNOUNCED], where `count_E` lies."""
-        return torch.cat((count_E, self._announced.to(count_E.device)))
+    def _count_row(self, count_E: Tensor, more_X: Tensor | None = None) -> Tensor:
+        """Return what this rank tells in a counts round: counts, what an implementation adds, the announcement."""
+        columns = (count_E,) if more_X is None else (count_E, more_X)
+        return torch.cat((*columns, self._announced.to(count_E.device)))
 
     def _read_counts(self, row_GX: np.ndarray) -> np.ndarray:
-        """Return count_GE of what all told, having agreed on what they announced."""
+        """Return the counts, and what was added to them, of all ranks, having agreed on what they announced."""
         self._agree(row_GX[:, -ANNOUNCED:])
         return np.ascontiguousarray(row_GX[:, :-ANNOUNCED])
 

@@ -135,6 +135,10 @@ class LayerSlots:
             key_E = self._key_on[topk_TK.device] = torch.from_numpy(self._key_E).to(topk_TK.device)
         return sort_by_slot(topk_TK, key_E, self._keys)
 
+    def node_of_experts(self, nodes: int, device: torch.device) -> Tensor:
+        """Return the node of each expert's slot, int64 [experts]; for layers without replicas."""
+        return torch.from_numpy(self._by_expert * nodes // self._slots).to(device)
+
     def by_slot(self, pairs: Sorted, quota_P: np.ndarray) -> Sorted:
         """Return sorted pairs by slot: of each expert's tokens the first go to its first replica, and so on."""
         if not self.replicated:

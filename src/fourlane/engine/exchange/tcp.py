@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fourlane._native import SocketMesh
-from fourlane.engine.exchange.all_to_all import AllToAllExchange, CarrierError
+from fourlane.engine.exchange.all_to_all import CarrierError
+from fourlane.engine.exchange.hierarchical import HierarchicalAllToAll
 from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.tcp_meeting import meet
 
@@ -53,7 +54,7 @@ class _End(IntEnum):
     WOKEN = 6
 
 
-class TcpExchange(AllToAllExchange):
+class TcpExchange(HierarchicalAllToAll):
     """The exchange over own TCP connections."""
 
     def __init__(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.distributed as dist
 
-from fourlane.engine.exchange.all_to_all import AllToAllExchange, CarrierError
+from fourlane.engine.exchange.all_to_all import CarrierError
+from fourlane.engine.exchange.hierarchical import HierarchicalAllToAll
 from fourlane.engine.exchange.lane import mark_new_sockets, open_sockets
 from fourlane.engine.exchange.meeting import first_sentence, open_store
 from fourlane.engine.exchange.payload import AS_IS
@@ -45,7 +46,7 @@ class Backend(Protocol):
         ...
 
 
-class TorchAllToAll(AllToAllExchange):
+class TorchAllToAll(HierarchicalAllToAll):
     """The exchange over a process group of its own."""
 
     def __init__(
