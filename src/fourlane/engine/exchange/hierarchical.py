@@ -232,7 +232,7 @@ class HierarchicalAllToAll(AllToAllExchange):
         arrival = Arrival.of(routes.count_GS, self._device)
         by_slot_R = layout.by_slot(routes.count_GS, self._device)
         if work is not None:
-            self._wait(work, f"{where} inside nodes")
+            self._wait(work, f"{where} inside nodes", self.meanwhile)
         return rows_RB.to(self._device).index_select(0, by_slot_R), arrival
 
     def _to_peers(self, packed_TB: Tensor, rows_R: Tensor, layout: NodeLayout, where: str) -> Tensor:
