@@ -91,6 +91,7 @@ def test_two_prefill_and_two_decode_ranks_give_the_tokens_of_hugging_face_on_the
         {"prefill": 2, "decode": 2, "expert_parallel": 1, "transport": "shared_memory"},
         {"prefill": 1, "decode": 4},
         {"prefill": 2, "decode": 2, "exchange": "tcp", "transport": "tcp"},
+        {"prefill": 2, "decode": 3, "exchange": "shared_memory", "chunk_tokens": 33},
     ],
     ids=lambda pools: "-".join(f"{key}={value}" for key, value in pools.items()),
 )
