@@ -28,6 +28,10 @@ HEAD = """# Fast exchange and dual stream, measured
 Made by `python benchmarks/bench_exchange.py --page` from what its parts recorded on one machine with two cores. Ranks
 of a group take turns on them: with four and eight ranks, figures tell how well an exchange shares processors, not how
 it would scale. Every ratio is of one run, of medians; a bar that is not reached says **miss**.
+
+Parts over links want the machine for themselves: the lab forwards every packet on the same two cores. Load averages
+stand at the end; well above the number of ranks they mean that others computed beside the measurement. Then the rule's
+column tells how far to trust the others: with no pass in two streams it compares one stream with itself, which is 1.00.
 """
 
 
@@ -55,7 +59,9 @@ def _docs(parts: dict[str, Part], pictures: dict[str, list[Path]], page: Path) -
             lines += [f"{section.title}:", ""] if section.title else []
             lines += [*markdown(section.columns, section.rows), ""]
     whens = sorted({part.when for part in parts.values()})
-    return [*lines, f"Recorded {', '.join(whens)}; hardware and versions: `benchmarks/results/{page.name}`."]
+    loads = ", ".join(f"{name} {part.load_average}" for name, part in parts.items())
+    said = f"Recorded {', '.join(whens)}; load average of the machine after each part: {loads}. Hardware and versions:"
+    return [*lines, f"{said} `benchmarks/results/{page.name}`."]
 
 
 def _pictures(parts: dict[str, Part]) -> dict[str, list[Path]]:
