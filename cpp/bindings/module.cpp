@@ -385,7 +385,7 @@ nb::tuple mesh_wait(fourlane::SocketMesh& mesh, std::uint32_t operation, std::in
     }
     std::vector<Suspect> suspects;
     for (const auto& one : report.suspects) suspects.emplace_back(one.peer, one.received, one.expected, one.unsent);
-    return nb::make_tuple(static_cast<int>(report.end), report.error, suspects);
+    return nb::make_tuple(static_cast<int>(report.end), report.error, suspects, report.waited);
 }
 
 }  // namespace
@@ -438,7 +438,12 @@ NB_MODULE(_native, module) {
         .def("gather", &mesh_gather, "kind"_a, "mine"_a.noconvert(), "everybody"_a.noconvert(),
              "Begin an operation that gives all of `mine` to each peer; return its number.")
         .def("wait", &mesh_wait, "operation"_a, "patience_ms"_a, "wake"_a = -1,
-             "Move bytes until it is through, or the descriptor `wake` is readable; return (end, errno, [(peer, received, expected, unsent)]).")
+             "Move bytes until it is through, or the descriptor `wake` is readable; return (end, errno, [(peer, received, "
+             "expected, unsent)], waited_s).")
+        .def("interrupt", &fourlane::SocketMesh::interrupt, nb::call_guard<nb::gil_scoped_release>(),
+             "From any thread: shut the connections down; waits under way, and later ones, end.")
+        .def("settle", &fourlane::SocketMesh::settle, nb::call_guard<nb::gil_scoped_release>(),
+             "From another thread, after `interrupt`: return when no socket is in use any more.")
         .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
     bind_balance(module);
     bind_fabric(module);

@@ -15,8 +15,6 @@
 namespace fourlane {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // Below this, waking for the first bytes costs no more than saying how many to wait for.
 constexpr std::size_t kSmallMessage = 2048;
 // Wake at the latest when so much has come. Kept below the 64 KB that a connection's first receive window holds, so
@@ -58,7 +56,7 @@ bool SocketMesh::Link::owes(std::uint32_t operation) const {
     return !outgoing.empty() && outgoing.front().operation <= operation;
 }
 
-SocketMesh::SocketMesh(std::vector<int> sockets) {
+SocketMesh::SocketMesh(std::vector<int> sockets) : polled_(sockets.size() + 1) {
     for (const int socket : sockets) {
         if (socket >= 0) {
             const int flags = ::fcntl(socket, F_GETFL);
@@ -70,12 +68,24 @@ SocketMesh::SocketMesh(std::vector<int> sockets) {
         link.socket = socket;
         links_.push_back(std::move(link));
     }
+    const std::size_t own = static_cast<std::size_t>(std::find(sockets.begin(), sockets.end(), -1) - sockets.begin());
+    for (std::size_t step = 1; step <= links_.size(); ++step) order_.push_back((own + step) % links_.size());
 }
+
+void SocketMesh::interrupt() {
+    leaving_.store(true);
+    for (const Link& link : links_) {
+        if (link.socket >= 0) ::shutdown(link.socket, SHUT_RDWR);  // wakes who waits for it; it may be shut already
+    }
+}
+
+void SocketMesh::settle() { const std::lock_guard<std::mutex> alone(at_work_); }
 
 std::uint32_t SocketMesh::post(std::uint16_t kind, std::span<const std::span<const std::byte>> to,
                                std::span<const std::span<std::byte>> from) {
+    const std::lock_guard<std::mutex> busy(at_work_);
     const std::uint32_t operation = next_++;
-    for (std::size_t peer = 0; peer < links_.size(); ++peer) {
+    for (const std::size_t peer : order_) {
         Link& link = links_[peer];
         if (link.socket < 0) {
             if (to[peer].size() != from[peer].size()) throw std::invalid_argument("sizes: as much to oneself as from oneself");
@@ -87,7 +97,7 @@ std::uint32_t SocketMesh::post(std::uint16_t kind, std::span<const std::span<con
         }
         if (!to[peer].empty()) {
             link.outgoing.push_back({operation, mesh_header(kind, operation, to[peer].size()), to[peer]});
-            send(link);  // what is wrong with the socket is found by `wait`
+            if (!leaving_.load()) send(link);  // what is wrong with the socket is found by `wait`
         }
     }
     return operation;
@@ -141,7 +151,10 @@ SocketMesh::Moved SocketMesh::receive(Link& link, std::uint32_t operation) {
             moved.end = MeshEnd::unexpected;
             return moved;
         }
-        if (message.left() == 0) link.incoming.pop_front();
+        if (message.left() == 0) {
+            link.incoming.pop_front();
+            link.came = Clock::now();
+        }
     }
     return moved;
 }
@@ -160,39 +173,57 @@ bool SocketMesh::through(std::uint32_t operation) const {
 }
 
 MeshReport SocketMesh::wait(std::uint32_t operation, std::chrono::milliseconds patience, int wake) {
-    std::vector<pollfd> polled(links_.size() + 1);
-    polled.back() = {wake, POLLIN, 0};
+    const std::lock_guard<std::mutex> busy(at_work_);
+    const auto began = Clock::now();
+    MeshReport found = move(operation, patience, wake);
+    found.waited.reserve(links_.size());
+    for (Link& link : links_) {
+        if (link.awaits(operation)) link.came = Clock::now();  // as far as it has
+        found.waited.push_back(std::max(0.0, std::chrono::duration<double>(link.came - began).count()));
+    }
+    return found;
+}
+
+MeshReport SocketMesh::move(std::uint32_t operation, std::chrono::milliseconds patience, int wake) {
+    polled_.back() = {wake, POLLIN, 0};
     auto give_up_at = Clock::now() + patience;
     while (!through(operation)) {
-        for (std::size_t peer = 0; peer < links_.size(); ++peer) {
-            Link& link = links_[peer];
-            const bool in = link.awaits(operation);
-            const bool out = !link.outgoing.empty();
-            if (in) set_low_water(link);
-            const int events = (in ? POLLIN : 0) | (out ? POLLOUT : 0);
-            polled[peer] = {events != 0 ? link.socket : -1, static_cast<short>(events), 0};
-        }
+        if (leaving_.load()) return report(MeshEnd::left, 0, operation, -1);
+        watch(operation);
         const auto left = std::chrono::ceil<std::chrono::milliseconds>(give_up_at - Clock::now()).count();
         if (left <= 0) return report(MeshEnd::timed_out, 0, operation, -1);
         ++sleeps_;
-        const int ready = ::poll(polled.data(), polled.size(),
+        const int ready = ::poll(polled_.data(), polled_.size(),
                                  static_cast<int>(std::min<std::int64_t>(left, std::numeric_limits<int>::max())));
         if (ready < 0 && errno == EINTR) return report(MeshEnd::interrupted, 0, operation, -1);
         if (ready < 0) return report(MeshEnd::failed, errno, operation, -1);
-        const bool woken = polled.back().revents != 0;
-        for (std::size_t peer = 0; peer < links_.size(); ++peer) {
-            if (polled[peer].fd < 0 || polled[peer].revents == 0) continue;
+        const bool woken = polled_.back().revents != 0;
+        for (const std::size_t peer : order_) {
+            if (polled_[peer].fd < 0 || polled_[peer].revents == 0) continue;
             Link& link = links_[peer];
             // First in: what a peer had sent before it closed or broke is still worth having.
             for (const Moved& moved : {receive(link, operation), send(link)}) {
                 if (moved.any) give_up_at = Clock::now() + patience;
                 if (moved.end == MeshEnd::done) continue;
+                if (leaving_.load()) return report(MeshEnd::left, 0, operation, -1);
                 return hung_up(operation, static_cast<int>(peer), moved.end, moved.error);
             }
         }
-        if (woken && !through(operation)) return {MeshEnd::woken, 0, {}};
+        if (woken && !through(operation)) return {MeshEnd::woken, 0, {}, {}};
     }
     return {};
+}
+
+// Say what is waited for at each socket: what an operation awaits, and room for all that is queued.
+void SocketMesh::watch(std::uint32_t operation) {
+    for (std::size_t peer = 0; peer < links_.size(); ++peer) {
+        Link& link = links_[peer];
+        const bool in = link.awaits(operation);
+        const bool out = !link.outgoing.empty();
+        if (in) set_low_water(link);
+        const int events = (in ? POLLIN : 0) | (out ? POLLOUT : 0);
+        polled_[peer] = {events != 0 ? link.socket : -1, static_cast<short>(events), 0};
+    }
 }
 
 // Name the peer a fault was found at, and all others whose end is closed too: who closed first cannot be told.

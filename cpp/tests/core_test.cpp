@@ -293,6 +293,28 @@ void a_mesh_names_who_holds_it_up() {
     expect(gone.end == MeshEnd::closed && gone.suspects.size() == 1, "a peer that closed");
 }
 
+void a_mesh_ends_its_wait_when_another_thread_leaves() {
+    Pair pair;
+    fourlane::SocketMesh mesh({-1, pair.ends[0]});
+    std::vector<std::byte> in(100);
+    const std::vector<std::span<const std::byte>> to(2);
+    const std::vector<std::span<std::byte>> from{{}, in};
+    const std::uint32_t operation = mesh.post(1, to, from);
+    std::thread other([&] {
+        std::this_thread::sleep_for(milliseconds(30));
+        mesh.interrupt();
+        mesh.settle();
+        ::close(pair.ends[0]);
+        pair.ends[0] = -1;
+    });
+    const auto end = mesh.wait(operation, milliseconds(10'000));
+    expect(end.end == MeshEnd::left && end.suspects.size() == 1, "a wait that another thread ends");
+    expect(end.waited[0] == 0 && end.waited[1] > 0.01, "who was waited for");
+    other.join();
+    mesh.post(1, to, from);  // touches no socket any more
+    expect(mesh.wait(operation + 1, milliseconds(10'000)).end == MeshEnd::left, "a wait after leaving");
+}
+
 void float8_rows_keep_their_bound(InstructionSet set, std::int64_t columns) {
     const std::int64_t rows = 3;
     const std::vector<float> x = random_floats(rows * columns, 5);
@@ -312,6 +334,7 @@ void float8_rows_keep_their_bound(InstructionSet set, std::int64_t columns) {
 int main() {
     a_mesh_moves_messages_of_every_size_both_ways();
     a_mesh_names_who_holds_it_up();
+    a_mesh_ends_its_wait_when_another_thread_leaves();
     crc_meets_its_check_value_and_agrees_at_every_length_and_offset();
     for (const InstructionSet set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
         if (!fourlane::is_supported(set)) continue;

@@ -7,13 +7,19 @@
 //
 // The receiver knows the header it must get; anything else ends the conversation. Not for finding peers or proving
 // who they are: the sockets are handed over connected.
+//
+// One thread posts and waits. Another may end that: `interrupt` and `settle`, after which the sockets can be closed.
 #pragma once
 
+#include <poll.h>
+
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -26,8 +32,9 @@ using MeshHeader = std::array<std::byte, kMeshHeaderBytes>;
 MeshHeader mesh_header(std::uint16_t kind, std::uint32_t operation, std::uint64_t payload_bytes);
 
 // How a wait ended: all moved; nothing moved for as long as allowed; a signal came, wait again; a peer closed its
-// end; a socket failed; a peer sent something else than it should; there is something else to do, then wait again.
-enum class MeshEnd { done, timed_out, interrupted, closed, failed, unexpected, woken };
+// end; a socket failed; a peer sent something else than it should; there is something else to do, then wait again; this
+// process leaves.
+enum class MeshEnd { done, timed_out, interrupted, closed, failed, unexpected, woken, left };
 
 // What is known of a peer that held an operation up.
 struct MeshSuspect {
@@ -41,6 +48,9 @@ struct MeshReport {
     MeshEnd end = MeshEnd::done;
     int error = 0;  // errno where end is failed
     std::vector<MeshSuspect> suspects;
+    // By peer, seconds from the wait's beginning until all that is awaited from it had come, or the wait ended; 0 where
+    // nothing was left to come.
+    std::vector<double> waited;
 };
 
 class SocketMesh {
@@ -50,6 +60,8 @@ public:
 
     // Begin an operation and send what the sockets take at once; returns its number. What is pointed to must stay
     // until `wait` has returned done. `to` and `from` have a part for each peer; the own one is copied.
+    // The next peer is served first, then the one after it: were all to begin with the same one, its link would carry
+    // everything while those of others are idle.
     std::uint32_t post(std::uint16_t kind, std::span<const std::span<const std::byte>> to,
                        std::span<const std::span<std::byte>> from);
 
@@ -57,12 +69,20 @@ public:
     // descriptor is given, that one is readable.
     MeshReport wait(std::uint32_t operation, std::chrono::milliseconds patience, int wake = -1);
 
+    // From another thread: end the wait under way, if there is one, and all later ones, with `left`; the peers see the
+    // connections closed. The sockets stay open.
+    void interrupt();
+    // From another thread, after `interrupt`: return when no socket is touched any more.
+    void settle();
+
     std::size_t peers() const { return links_.size(); }
 
     // How often `wait` went to sleep; what "few wake-ups" is measured by.
     std::uint64_t sleeps() const { return sleeps_; }
 
 private:
+    using Clock = std::chrono::steady_clock;
+
     template <typename Byte>
     struct Message {
         std::uint32_t operation;
@@ -79,6 +99,7 @@ private:
         MeshHeader arrived{};  // header of the message coming in
         std::deque<Message<const std::byte>> outgoing;
         std::deque<Message<std::byte>> incoming;
+        Clock::time_point came{};  // when the last message that came was whole
 
         bool awaits(std::uint32_t operation) const;
         bool owes(std::uint32_t operation) const;
@@ -94,13 +115,19 @@ private:
     static Moved send(Link& link);
     static Moved receive(Link& link, std::uint32_t operation);
     static void set_low_water(Link& link);
+    MeshReport move(std::uint32_t operation, std::chrono::milliseconds patience, int wake);
+    void watch(std::uint32_t operation);
     bool through(std::uint32_t operation) const;
     MeshReport report(MeshEnd end, int error, std::uint32_t operation, int culprit) const;
     MeshReport hung_up(std::uint32_t operation, int culprit, MeshEnd end, int error) const;
 
     std::vector<Link> links_;
+    std::vector<std::size_t> order_;  // in which peers are served: from the one behind this process on
     std::uint32_t next_ = 0;
     std::uint64_t sleeps_ = 0;
+    std::vector<pollfd> polled_;
+    std::mutex at_work_;  // held while sockets are touched
+    std::atomic<bool> leaving_ = false;
 };
 
 }  // namespace fourlane

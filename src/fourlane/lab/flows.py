@@ -32,9 +32,9 @@ def goodput_limit(rate: Rate) -> float:
     return rate * PAYLOAD / FRAME
 
 
-def ideal_s(size: int, rate: Rate) -> float:
+def ideal_s(size: int, rate: Rate, *, mtu: int = 1500) -> float:
     """Return how long a line is busy with a message of `size` bytes."""
-    packets = -(-size // PAYLOAD)
+    packets = -(-size // (mtu + FRAME - 1500 - HEADERS))
     return (size + packets * HEADERS) * 8 / rate
 
 

@@ -44,7 +44,7 @@ def switch_batch(topology: Topology, switch: str, holders: Mapping[str, int]) ->
                 f"link add name {port} address {_port_mac(topology, host, network.name)} type veth "
                 f"peer name {network.name} address {_host_mac(topology, host, network.name)} netns {holders[host]}"
             ),
-            f"link set {port} gso_max_segs 1 addrgenmode none master {BRIDGE} up",
+            f"link set {port} mtu {network.mtu} gso_max_segs 1 addrgenmode none master {BRIDGE} up",
         ]
     lines.append(f"link set {BRIDGE} addrgenmode none up")
     if network.shape == "leaf-spine":
@@ -64,7 +64,7 @@ def host_batch(topology: Topology, host: str) -> list[str]:
         manner += " features ecn" if network.ecn else ""
         rack = leaf if network.shape == "leaf-spine" else 0
         lines += [
-            f"link set {name} gso_max_segs 1 addrgenmode none up",
+            f"link set {name} mtu {network.mtu} gso_max_segs 1 addrgenmode none up",
             f"address add {topology.address(host, name)}/24 dev {name} noprefixroute",
             f"route add 10.{200 + NUMBER[name]}.{rack}.0/24 dev {name} src {topology.address(host, name)} {manner}",
         ]
@@ -144,7 +144,7 @@ def _leaf_uplinks(topology: Topology, network: Network, leaf: int, holders: Mapp
                 f"link add name up-{spine} type veth peer name down-{leaf} address {_leaf_mac(name, leaf)} "
                 f"netns {holders[above]}"
             ),
-            f"link set up-{spine} gso_max_segs 1 addrgenmode none up",
+            f"link set up-{spine} mtu {network.mtu} gso_max_segs 1 addrgenmode none up",
             f"address add {_between(name, leaf, spine)}.1/24 dev up-{spine}",
         ]
     for other in range(LEAVES):
@@ -159,7 +159,7 @@ def _spine_batch(network: Network, spine: int) -> list[str]:
     lines: list[str] = []
     for leaf in range(LEAVES):
         lines += [
-            f"link set down-{leaf} gso_max_segs 1 addrgenmode none up",
+            f"link set down-{leaf} mtu {network.mtu} gso_max_segs 1 addrgenmode none up",
             f"address add {_between(network.name, leaf, spine)}.2/24 dev down-{leaf}",
             f"route add 10.{200 + NUMBER[network.name]}.{leaf}.0/24 via {_between(network.name, leaf, spine)}.1",
         ]

@@ -19,7 +19,7 @@ from fourlane.engine.exchange.rows import Arrival, decoded_counts, weighted_sum
 from fourlane.errors import PeerLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
@@ -43,8 +43,11 @@ class CarrierError(Exception):
 class Work(Protocol):
     """An operation of a carrier under way."""
 
-    def wait(self, meanwhile: Meanwhile | None = None) -> object:
+    def wait(self, meanwhile: Meanwhile | None = None) -> Sequence[float] | None:
         """Block until it is through; what there is to begin meanwhile may be begun, if the carrier can be woken.
+
+        Returns:
+            For how many seconds each rank was waited for, None if that is not known.
 
         Raises:
             CarrierError: a peer died or hangs.
@@ -273,8 +276,10 @@ class AllToAllExchange(SteppedExchange):
     def _wait(self, work: Work, where: str, meanwhile: Meanwhile | None = None) -> None:
         began = time.perf_counter()
         try:
-            work.wait(meanwhile)
+            waited_G = work.wait(meanwhile)
         except CarrierError as error:
             raise self._lost(where, error) from error
         finally:
             self.counters.blocked(time.perf_counter() - began)
+        if waited_G is not None:
+            self.counters.waited(waited_G)

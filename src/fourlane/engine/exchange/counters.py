@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fourlane.engine.messages import Phase
 
 __all__ = ["ExchangeCounters"]
@@ -24,7 +26,9 @@ class ExchangeCounters:
     Units:
         wait_s: seconds the computing thread was blocked in `Pending.wait`; communication_s: seconds a
             communication thread was busy, blocked or not; bytes_sent: payload bytes to other ranks, each time
-            they are sent; cross_node_bytes: those of them to ranks on other nodes.
+            they are sent; cross_node_bytes: those of them to ranks on other nodes; waited_for_G: [ranks] seconds
+            from the beginning of a wait until what was due from a rank had come, whichever thread waited; []
+            where the carrier does not know.
     """
 
     def __init__(self, *, layers: int, experts: int) -> None:
@@ -32,6 +36,7 @@ class ExchangeCounters:
         self.prefill_LE = np.zeros((layers, experts), dtype=np.int64)
         self.decode_LE = np.zeros((layers, experts), dtype=np.int64)
         self.wait_s = 0.0
+        self.waited_for_G: list[float] = []
         self.communication_s = 0.0
         self.overlapped = False
         """A communication thread runs an operation: what it waits for, the computing thread does not."""
@@ -47,6 +52,12 @@ class ExchangeCounters:
         """Add time in which an operation waited for other ranks."""
         if not self.overlapped:
             self.wait_s += seconds
+
+    def waited(self, seconds_G: Sequence[float]) -> None:
+        """Add how long one wait lasted for each rank; all but the slowest did not hold it up to its end."""
+        if len(self.waited_for_G) != len(seconds_G):
+            self.waited_for_G = [0.0] * len(seconds_G)
+        self.waited_for_G = [total + more for total, more in zip(self.waited_for_G, seconds_G, strict=True)]
 
     def observe(self, layer: int, count_E: np.ndarray, *, fullest: int, fullest_if_equal: int, ranks: int) -> None:
         """Add one layer of one step.

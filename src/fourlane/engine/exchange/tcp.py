@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from fourlane.engine.exchange.payload import AS_IS
 from fourlane.engine.exchange.tcp_meeting import meet
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from torch import Tensor
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from fourlane.policy.placement import Placement
 
 __all__ = ["TcpExchange"]
+
+_SO_MAX_PACING_RATE = 47  # of Linux; the socket module lacks it
 
 
 class _Kind(IntEnum):
@@ -52,12 +56,13 @@ class _End(IntEnum):
     FAILED = 4
     UNEXPECTED = 5
     WOKEN = 6
+    LEFT = 7
 
 
 class TcpExchange(HierarchicalAllToAll):
     """The exchange over own TCP connections."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - who we are, what we connect with, and choices of their own
         self,
         address: GroupAddress,
         placement: Placement,
@@ -67,6 +72,7 @@ class TcpExchange(HierarchicalAllToAll):
         counters: ExchangeCounters | None = None,
         split: bool = True,
         payload: Payload = AS_IS,
+        pace: int | None = None,
     ) -> None:
         """Join the group; blocks until every rank is there.
 
@@ -78,13 +84,15 @@ class TcpExchange(HierarchicalAllToAll):
             counters: totals of an earlier generation to go on with.
             split: level ranks over replicas batch by batch, or else spread tokens evenly over them.
             payload: in which form rows are dispatched, the same on all ranks.
+            pace: bit/s that the connections may send together, an equal share each, whatever the network would
+                take; the kernel spaces packets out, which needs no privilege. None: no limit.
 
         Raises:
             PeerLost: not all ranks came within `address.join_s`.
             SpecError: this host does not have `address.address`.
         """
         super().__init__(
-            _TcpCarrier(address, secret),
+            _TcpCarrier(address, secret, pace),
             address,
             placement,
             device=device,
@@ -97,12 +105,14 @@ class TcpExchange(HierarchicalAllToAll):
 class _TcpCarrier:
     """Connections to all peers as a `Carrier`."""
 
-    def __init__(self, address: GroupAddress, secret: Secret) -> None:
+    def __init__(self, address: GroupAddress, secret: Secret, pace: int | None) -> None:
         self._ranks = address.ranks
         self._patience_ms = max(1, round(address.step_s * 1000))
         self._meeting = meet(address, secret)
         self.marks = self._meeting.marks
         self._sockets = self._meeting.sockets
+        if pace is not None:
+            _pace([sock for sock in self._sockets if sock is not None], pace)
         self._mesh = SocketMesh([-1 if sock is None else sock.fileno() for sock in self._sockets])
         self._held: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         """Memory the native loop reads and writes, by operation, until it is through."""
@@ -130,28 +140,29 @@ class _TcpCarrier:
         self._held[operation] = (out, into)
         return result, _Work(self, operation)
 
-    def wait(self, operation: int, meanwhile: Meanwhile | None) -> None:
+    def wait(self, operation: int, meanwhile: Meanwhile | None) -> Sequence[float]:
         """Block until an operation is through; see `Work`."""
         wake = -1 if meanwhile is None else meanwhile.fileno()
+        in_all_G = [0.0] * self._ranks
         while True:
             if meanwhile is not None:
                 meanwhile.begin_next()
-            end, error, suspects = self._mesh.wait(operation, self._patience_ms, wake)
+            end, error, suspects, waited_G = self._mesh.wait(operation, self._patience_ms, wake)
+            in_all_G = [before + now for before, now in zip(in_all_G, waited_G, strict=True)]
             if end == _End.DONE:
                 self._held.pop(operation, None)
-                return
+                return in_all_G
             if end not in (_End.INTERRUPTED, _End.WOKEN):  # after a signal Python's handlers have run by now
                 raise CarrierError(_describe(_End(end), error, suspects))
 
     def interrupt(self) -> None:
         """Shut the connections down, which wakes whoever waits for them."""
-        for sock in self._sockets:
-            if sock is not None:
-                with suppress(OSError):  # the peer may have been faster
-                    sock.shutdown(socket.SHUT_RDWR)
+        self._mesh.interrupt()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, once no thread uses them; a wait under way ends at once."""
+        self._mesh.interrupt()
+        self._mesh.settle()
         for sock in self._sockets:
             if sock is not None:
                 sock.close()
@@ -165,9 +176,14 @@ class _Work:
     carrier: _TcpCarrier
     operation: int
 
-    def wait(self, meanwhile: Meanwhile | None = None) -> None:
+    def wait(self, meanwhile: Meanwhile | None = None) -> Sequence[float]:
         """Block until it is through; begin what there is meanwhile."""
-        self.carrier.wait(self.operation, meanwhile)
+        return self.carrier.wait(self.operation, meanwhile)
+
+
+def _pace(sockets: list[socket.socket], pace: int) -> None:
+    for sock in sockets:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("=Q", max(1, pace // 8 // len(sockets))))
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray:
@@ -175,7 +191,8 @@ def _bytes_of(tensor: Tensor) -> np.ndarray:
 
 
 def _describe(end: _End, error: int, suspects: list[tuple[int, int, int, int]]) -> str:
-    return "; ".join(_about_one(end, error, *suspect) for suspect in suspects) or os.strerror(error)
+    about = "; ".join(_about_one(end, error, *suspect) for suspect in suspects) or os.strerror(error)
+    return f"this rank leaves the group; {about}" if end == _End.LEFT else about
 
 
 def _about_one(end: _End, error: int, peer: int, received: int, expected: int, unsent: int) -> str:
@@ -186,6 +203,7 @@ def _about_one(end: _End, error: int, peer: int, received: int, expected: int, u
         _End.TIMED_OUT: "nothing moved",
         _End.CLOSED: "it closed the connection",
         _End.FAILED: os.strerror(error),
+        _End.LEFT: "waited for",
         _End.UNEXPECTED: "it sent another message than expected: the ranks are out of step or of unlike versions",
     }[end]
     return f"rank {peer}: {what}; {progress}"

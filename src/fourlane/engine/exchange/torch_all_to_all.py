@@ -134,7 +134,7 @@ class _Work:
     work: dist.Work
 
     def wait(self, meanwhile: Meanwhile | None = None) -> None:
-        """Block until it is through; nothing wakes it before."""
+        """Block until it is through; nothing wakes it before, and for whom is not known."""
         del meanwhile
         try:
             self.work.wait()
