@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -21,7 +21,7 @@ from fourlane.engine.exchange.payload import payload_of
 from fourlane.engine.exchange.shared_memory import SharedMemoryExchange
 from fourlane.engine.exchange.tcp import TcpExchange
 from fourlane.engine.exchange.torch_all_to_all import TorchAllToAll
-from fourlane.errors import PeerLost
+from fourlane.errors import EngineError, PeerLost
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -34,9 +34,17 @@ if TYPE_CHECKING:
     from fourlane.lanes.connections import LaneBook
     from fourlane.policy.placement import Placement
 
-__all__ = ["StepGroup", "gpu_index"]
+__all__ = ["StepGroup", "check_alike", "gpu_index"]
 
 JOIN_TIMEOUT_S = 120.0
+
+
+class Telling(Protocol):
+    """Who can give a short text to all ranks of a group: an exchange."""
+
+    def tell_all(self, text: str) -> list[str]:
+        """Return everybody's text, by rank."""
+        ...
 
 
 class StepGroup:
@@ -75,6 +83,7 @@ class StepGroup:
 
         Raises:
             PeerLost: they did not all come in time.
+            EngineError: they were told to step in unlike ways.
         """
         config = self._config
         if config.group_size == 1:
@@ -95,8 +104,9 @@ class StepGroup:
         exchange = self._open_exchange(address)
         try:
             exchange.find_nodes(socket.gethostname(), hierarchical=config.exchange_hierarchical)
+            check_alike(exchange, config)
             self._hang_doorbell(exchange, store, generation)
-        except PeerLost:
+        except (PeerLost, EngineError):
             exchange.close()
             self.leave()
             raise
@@ -192,6 +202,39 @@ class StepGroup:
         self.doorbell = Doorbell(self._secret, config.name, lane=self._lanes.end(TrafficClass.CONTROL))
         endpoints = exchange.tell_all(self.doorbell.bind(address))
         self.doorbell.connect([endpoint for rank, endpoint in enumerate(endpoints) if rank != exchange.rank])
+
+
+def check_alike(exchange: Telling, config: RankConfig) -> None:
+    """See that all ranks of a group were told alike what they must do alike: else a step would hang.
+
+    Args:
+        exchange: of the group.
+        config: of this rank.
+
+    Raises:
+        EngineError: some were told something else; names it, rank by rank.
+        PeerLost: a peer died or hangs.
+    """
+    overlap = config.overlap
+    settings = {
+        "exchange.dispatch": config.exchange_dispatch,
+        "exchange.hierarchical": config.exchange_hierarchical,
+        "overlap.mode": overlap.mode,
+        "overlap.min_tokens": overlap.min_tokens,
+        "overlap.min_gain": overlap.min_gain,
+        "balance.split": config.balance is None or config.balance.split,
+    }
+    told = [row.split(";") for row in exchange.tell_all(";".join(map(str, settings.values())))]
+    unlike = [
+        f"{name}: {', '.join(values)}"
+        for name, values in zip(settings, zip(*told, strict=True), strict=True)
+        if len(set(values)) > 1
+    ]
+    if unlike:
+        raise EngineError(
+            f"expected the same settings on all ranks of the group, got, by rank, {'; '.join(unlike)}; "
+            "start all of them from the same deployment"
+        )
 
 
 def gpu_index(device: str, rank: int, devices: int) -> int:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fourlane import __version__
+from fourlane.cli.bench.links import ETHERNET_MTU
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
+    from fourlane.cli.bench.links import Link
     from fourlane.engine.exchange.measure import Dispatch, ExchangePlan, Measured, Step
     from fourlane.engine.measured_ranks import Seats
-    from fourlane.units import Rate
 
 __all__ = ["exchange"]
 
@@ -27,6 +28,7 @@ Examples:
   fourlane bench exchange                                        2, 4 and 8 ranks, 4 KiB to 1 MiB a pair
   fourlane bench exchange --implementation tcp --ranks 4 --sizes 64KiB --seconds 2
   fourlane bench exchange --link 500Mbps --ranks 2,4 --sizes 64KiB,256KiB,1MiB
+  fourlane bench exchange --link 500Mbps --mtu 9000 --ranks 4      larger packets, fewer to forward
   fourlane bench exchange --json exchange.json --plot exchange.png
 """
 
@@ -49,6 +51,7 @@ Examples:
     help="As what tokens travel to experts.",
 )
 @click.option("--link", metavar="RATE", help="Put each rank in a host of its own, behind a link of this rate.")
+@click.option("--mtu", default=ETHERNET_MTU, show_default=True, help="Bytes of a packet on these links.")
 @click.option("--seconds", default=0.3, show_default=True, help="How long each figure is measured in each round.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="In which all take turns.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write every figure here.")
@@ -60,6 +63,7 @@ def exchange(  # noqa: PLR0913 - a parameter for each option
     sizes: str,
     dispatch: Dispatch,
     link: str | None,
+    mtu: int,
     seconds: float,
     rounds: int,
     json_path: Path | None,
@@ -84,6 +88,7 @@ def exchange(  # noqa: PLR0913 - a parameter for each option
         ranks=ranks,
         sizes=sizes,
         link=link,
+        mtu=mtu,
         seconds=seconds,
         rounds=rounds,
         dispatch=dispatch,
@@ -97,7 +102,10 @@ def exchange(  # noqa: PLR0913 - a parameter for each option
         out.print(note, markup=False, soft_wrap=True)
     if json_path:
         figures = figures_of(found, link=bench.link)
-        write_json(json_path, {"fourlane": __version__, "link": link, "dispatch": dispatch, "notes": notes, **figures})
+        write_json(
+            json_path,
+            {"fourlane": __version__, "link": link, "mtu": mtu, "dispatch": dispatch, "notes": notes, **figures},
+        )
         out.print(f"figures: {json_path}", markup=False, soft_wrap=True)
     if plot_path:
         from fourlane.cli.bench.exchange_tables import lines_of
@@ -114,7 +122,7 @@ class _Bench(NamedTuple):
     implementations: tuple[str, ...]
     ranks: tuple[int, ...]
     sizes: tuple[int, ...]
-    link: Rate | None
+    link: Link | None
     seconds: float
     rounds: int
     dispatch: Dispatch
@@ -127,6 +135,7 @@ class _Bench(NamedTuple):
         ranks: str,
         sizes: str,
         link: str | None,
+        mtu: int,
         seconds: float,
         **others: Any,
     ) -> _Bench:
@@ -135,7 +144,7 @@ class _Bench(NamedTuple):
         Raises:
             SpecError: some are wrong; tells all.
         """
-        from fourlane.cli.bench.groups import read_link
+        from fourlane.cli.bench.links import read_link
         from fourlane.engine.exchange.measure import IMPLEMENTATIONS, needs_no_link
 
         faults: list[str] = []
@@ -143,7 +152,7 @@ class _Bench(NamedTuple):
         unknown = [name for name in implementations if name not in known]
         faults += [f'--implementation: expected one of {", ".join(known)}, got "{name}"' for name in unknown]
         wanted = tuple(name for name in known if not implementations or name in (*implementations, known[0]))
-        read_ranks, read_sizes, rate = _ranks(ranks, faults), _sizes(sizes, faults), read_link(link, faults)
+        read_ranks, read_sizes, rate = _ranks(ranks, faults), _sizes(sizes, faults), read_link(link, mtu, faults)
         if not 0.01 <= seconds <= 600:
             faults.append(f"--seconds: expected 0.01 to 600, got {seconds:g}")
         if faults:

@@ -12,8 +12,8 @@ from fourlane.report.tables import Table, byte_text, number, percent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fourlane.cli.bench.links import Link
     from fourlane.engine.exchange.measure import Measured, Way
-    from fourlane.units import Rate
 
 __all__ = ["exchange_tables", "figures_of", "lines_of"]
 
@@ -25,7 +25,7 @@ _TITLES: dict[Way, str] = {
 }
 
 
-def exchange_tables(found: Sequence[Measured], *, link: Rate | None) -> list[Table]:
+def exchange_tables(found: Sequence[Measured], *, link: Link | None) -> list[Table]:
     """Return a table a way and number of ranks, then who waited for whom."""
     ways = dict.fromkeys((each.way, each.ranks) for each in found)
     tables = [
@@ -34,7 +34,7 @@ def exchange_tables(found: Sequence[Measured], *, link: Rate | None) -> list[Tab
     return tables + [_waits(each) for each in found if each.way == "pair" and each.waited_s and _largest(each, found)]
 
 
-def figures_of(found: Sequence[Measured], *, link: Rate | None) -> dict[str, object]:
+def figures_of(found: Sequence[Measured], *, link: Link | None) -> dict[str, object]:
     """Return everything measured and what the tables say of it, for JSON."""
     summary = [
         {
@@ -56,7 +56,7 @@ def figures_of(found: Sequence[Measured], *, link: Rate | None) -> dict[str, obj
     return {"summary": summary, "operations": list(found)}
 
 
-def lines_of(found: Sequence[Measured], *, link: Rate | None) -> dict[str, list[Line]]:
+def lines_of(found: Sequence[Measured], *, link: Link | None) -> dict[str, list[Line]]:
     """Return the lines of each panel of the plot, by the panel's title: all-to-alls only, a panel a number of ranks."""
     panels: dict[str, list[Line]] = {}
     for ranks in sorted({each.ranks for each in found}):
@@ -88,7 +88,7 @@ def _order(key: tuple[Way, int]) -> tuple[int, int]:
     return list(_TITLES).index(key[0]), key[1]
 
 
-def _table(found: Sequence[Measured], link: Rate | None) -> Table:
+def _table(found: Sequence[Measured], link: Link | None) -> Table:
     first = found[0]
     plain = first.way == "plain"
     columns = ["a pair", "over", "p50", "p90", "p99", "x gloo"]
@@ -164,17 +164,15 @@ def _beside(each: Measured, found: Sequence[Measured], name: str) -> float | Non
     return None
 
 
-def _ideal(each: Measured, link: Rate | None) -> float | None:
+def _ideal(each: Measured, link: Link | None) -> float | None:
     """Return how long the line is busy with the bytes alone."""
     if link is None or each.implementation in MEMCPY:
         return None
     return _line_s(each.travels, each.ranks, link)
 
 
-def _line_s(size: int, ranks: int, link: Rate) -> float:
-    from fourlane.lab.flows import ideal_s
-
-    return ideal_s(size, link) * (ranks - 1)
+def _line_s(size: int, ranks: int, link: Link) -> float:
+    return link.ideal_s(size) * (ranks - 1)
 
 
 def _microseconds(seconds: float) -> str:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from fourlane.cli.bench.links import Link
     from fourlane.engine.measured_ranks import Source
     from fourlane.lab.network import Lab
-    from fourlane.units import Rate
 
-__all__ = ["Seated", "read_link", "seated"]
+__all__ = ["Seated", "seated"]
 
 _IN_HOST = "fourlane.engine.measured_ranks:run_in_host"
 
@@ -54,12 +54,12 @@ class Seated:
 
 
 @contextmanager
-def seated(ranks: int, link: Rate | None, notes: list[str]) -> Iterator[Seated]:
+def seated(ranks: int, link: Link | None, notes: list[str]) -> Iterator[Seated]:
     """Find seats for a group: with a link in a lab, or, where this machine can hold none, paced.
 
     Args:
         ranks: of the group.
-        link: rate of each rank's link; None: no links.
+        link: of each rank; None: no links.
         notes: gets told that there is no lab, and why.
     """
     with ExitStack() as stack:
@@ -75,28 +75,12 @@ def seated(ranks: int, link: Rate | None, notes: list[str]) -> Iterator[Seated]:
                 addresses = tuple(lab.address(host, "hpn") for host in lab.topology.hosts)
                 yield Seated(Seats(addresses=addresses, folder=folder, interface="hpn", linked=True), lab)
                 return
-        pace = None if link is None else int(link)
+        pace = None if link is None else int(link.rate)
         yield Seated(Seats(addresses=("127.0.0.1",) * ranks, folder=folder, linked=link is not None, pace=pace), None)
 
 
-def read_link(text: str | None, faults: list[str]) -> Rate | None:
-    """Return the rate of an option --link; what is wrong with it goes to `faults`."""
-    from fourlane.units import Rate
-
-    if text is None:
-        return None
-    try:
-        rate = Rate.parse(text)
-    except ValueError as error:
-        faults.append(f"--link: {error}")
-        return None
-    if rate <= 0:
-        faults.append(f"--link: expected a rate above 0, got {text}")
-    return rate
-
-
-def _lab(ranks: int, link: Rate) -> Lab:
+def _lab(ranks: int, link: Link) -> Lab:
     from fourlane.lab.network import Lab
     from fourlane.lab.topology import star
 
-    return Lab(star(ranks, rate=link))
+    return Lab(star(ranks, rate=link.rate, mtu=link.mtu))

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fourlane import __version__
+from fourlane.cli.bench.links import ETHERNET_MTU
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
+    from fourlane.cli.bench.links import Link
     from fourlane.engine.measured_passes import MeasuredWay, PassPlan, RankTrace, Way
     from fourlane.engine.measured_ranks import Seats
-    from fourlane.units import Rate
 
 __all__ = ["overlap"]
 
@@ -43,6 +44,7 @@ Examples:
 @click.option("--tokens", default="32,128,512", show_default=True, help="Tokens of each rank in a pass.")
 @click.option("--context", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a sequence.")
 @click.option("--link", default="500Mbps", show_default=True, help='Rates of each rank\'s link; "none": no links.')
+@click.option("--mtu", default=ETHERNET_MTU, show_default=True, help="Bytes of a packet on these links.")
 @click.option("--ranks", type=click.IntRange(2, _MOST_RANKS), default=2, show_default=True, help="Of the group.")
 @click.option("--implementation", default="tcp", show_default=True, help="The exchange that is measured.")
 @click.option("--seconds", default=1.0, show_default=True, help="How long each figure is measured in each round.")
@@ -58,6 +60,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
     tokens: str,
     context: int,
     link: str,
+    mtu: int,
     ranks: int,
     implementation: str,
     seconds: float,
@@ -88,6 +91,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
         tokens=tokens,
         context=context,
         links=link,
+        mtu=mtu,
         ranks=ranks,
         implementation=implementation,
         seconds=seconds,
@@ -110,6 +114,7 @@ def overlap(  # noqa: PLR0913 - a parameter for each option
             "order": bench.order,
             "ranks": ranks,
             "context": context,
+            "mtu": mtu,
             "notes": found.notes,
         }
         operations = [{"link": str(rate), "passes": measured} for measured, rate in found.measured]
@@ -141,7 +146,7 @@ def _served_order(model: str, phase: str) -> str:
 class _Found(NamedTuple):
     """What was measured: passes of each link, with its rate; what to know of them; the last link's traces."""
 
-    measured: list[tuple[list[MeasuredWay], Rate | None]]
+    measured: list[tuple[list[MeasuredWay], Link | None]]
     notes: list[str]
     traces: list[list[RankTrace]]
 
@@ -154,7 +159,7 @@ class _Bench(NamedTuple):
     order: str
     tokens: tuple[int, ...]
     context: int
-    links: tuple[Rate | None, ...]
+    links: tuple[Link | None, ...]
     ranks: int
     implementation: str
     seconds: float
@@ -162,18 +167,18 @@ class _Bench(NamedTuple):
     trace: bool
 
     @classmethod
-    def read(cls, *, tokens: str, links: str, implementation: str, seconds: float, **others: Any) -> _Bench:
+    def read(cls, *, tokens: str, links: str, mtu: int, implementation: str, seconds: float, **others: Any) -> _Bench:
         """Check the options.
 
         Raises:
             SpecError: some are wrong; tells all.
         """
-        from fourlane.cli.bench.groups import read_link
+        from fourlane.cli.bench.links import read_link
         from fourlane.engine.exchange.measure import IMPLEMENTATIONS, needs_no_link
 
         faults: list[str] = []
         wanted = [part.strip() for part in links.split(",")]
-        rates = tuple(read_link(None if part == _NO_LINK else part, faults) for part in wanted)
+        rates = tuple(read_link(None if part == _NO_LINK else part, mtu, faults) for part in wanted)
         linked = any(rate is not None for rate in rates)
         known = tuple(name for name in IMPLEMENTATIONS[1:] if not (linked and needs_no_link(name)))
         if implementation not in known:
@@ -197,7 +202,7 @@ class _Bench(NamedTuple):
         with steps_bar() as show:
             done = itertools.count()
 
-            def tell(tokens: int, way: Way, link: Rate | None) -> None:
+            def tell(tokens: int, way: Way, link: Link | None) -> None:
                 where = f"over {link}" if link is not None else "here"
                 show(next(done), total, f"{where}: {tokens} tokens, {way.mode}, {way.implementation}")
 
@@ -210,7 +215,7 @@ class _Bench(NamedTuple):
                         found.traces[:] = collect_traces(plan, sources) or found.traces
         return found
 
-    def _plan(self, seats: Seats, link: Rate | None) -> PassPlan:
+    def _plan(self, seats: Seats, link: Link | None) -> PassPlan:
         from fourlane.engine.measured_passes import ALONE, PassPlan, Way
 
         ways = (

@@ -12,21 +12,21 @@ from fourlane.report.tables import Table, milliseconds, percent
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from fourlane.cli.bench.links import Link
     from fourlane.engine.measured_passes import MeasuredWay, Mode, RankSpan, RankTrace
-    from fourlane.units import Rate
 
 __all__ = ["cases_of", "overlap_table", "tracks_of"]
 
 _MODES = {"single": "one stream", "dual": "two streams"}
 
 
-def cases_of(found: Sequence[MeasuredWay], link: Rate | None, implementation: str) -> list[Case]:
+def cases_of(found: Sequence[MeasuredWay], link: Link | None, implementation: str) -> list[Case]:
     """Return a case for each number of tokens."""
     by_way = {(each.tokens, each.way.implementation, each.way.mode): each for each in found}
     return [_case(by_way, tokens, link, implementation) for tokens in dict.fromkeys(each.tokens for each in found)]
 
 
-def _case(ways: Mapping[tuple[int, str, Mode], MeasuredWay], tokens: int, link: Rate | None, over: str) -> Case:
+def _case(ways: Mapping[tuple[int, str, Mode], MeasuredWay], tokens: int, link: Link | None, over: str) -> Case:
     single, rule = ways[tokens, over, "single"], ways[tokens, over, "auto"]
     return Case(
         link="no link" if link is None else str(link),
