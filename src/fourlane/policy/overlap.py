@@ -26,6 +26,8 @@ Why = Literal["never", "always", "one rank", "few tokens", "unmeasured", "predic
 MODES: tuple[Mode, ...] = ("single", "dual")
 ALLOWANCE = 0.005
 """Share of the time in steps that trials may cost."""
+FIRST_TRIAL_STEPS = 0.2
+"""Advance on it, in steps, for a group's first trial if much is predicted: nobody should wait long for a large gain."""
 PURSE_STEPS = 10.0
 """Unused allowance is kept up to so many steps."""
 TRIAL_STEPS = 3
@@ -265,7 +267,9 @@ class OverlapRule:
         if loads.count(dual=mode == "dual") < UNMEASURED_STEPS or not self._due(loads, predicted):
             return False
         seconds = self._seconds(loads, load, dual=mode == "dual") or 0.0
-        if self._purse_s < TRIAL_STEPS * seconds * _risk(mode, predicted, measured):
+        hopeful = not self._dual_steps and self._steps >= REFIT_STEPS and predicted >= 1.0 + HOPE
+        advance_s = FIRST_TRIAL_STEPS * seconds if hopeful else 0.0
+        if self._purse_s + advance_s < TRIAL_STEPS * seconds * _risk(mode, predicted, measured):
             return False
         loads.trials += 1
         loads.next_trial = loads.steps + min(LONGEST_WAIT, FIRST_WAIT << min(loads.trials - 1, 16))
