@@ -68,13 +68,13 @@ def _pictures(parts: dict[str, Part]) -> dict[str, list[Path]]:
     """Draw what there is to see; return the files by part."""
     IMAGES.mkdir(exist_ok=True)
     drawn: dict[str, list[Path]] = {}
-    for name in ("here", "link"):
+    for name in ("here", "link", "link-9000"):
         if name in parts:
             path = IMAGES / f"exchange-{name}.png"
             drawn[name] = [path]
             title = f"All-to-all of equal blocks. {parts[name].title}; medians, 10th to 90th percentile"
             plot_exchange(path, _panels(parts[name].figures["summary"]), title=title)
-    for name in ("prefill", "decode"):
+    for name in ("prefill", "decode", "decode-1500"):
         if name in parts:
             path, figures = IMAGES / f"overlap-{name}.png", parts[name].figures
             cases = msgspec.convert(figures["cases"], list[Case])

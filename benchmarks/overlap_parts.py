@@ -21,32 +21,39 @@ if TYPE_CHECKING:
 __all__ = ["PARTS"]
 
 GAIN, LEAST, MOST, NEVER_BELOW = 1.3, 0.4, 0.6, 0.98
-SHAPE = {"layers": 4, "hidden": 256, "experts": 8, "top-k": 4, "expert-dim": 2048, "vocab": 1024}
-"""Wide experts: about as much computing as 200 Mbit/s links carry meanwhile. Faster ones cost the two cores, which
-forward every packet, as much as the model does."""
+SHAPE = {"layers": 4, "hidden": 256, "experts": 32, "top-k": 8, "expert-dim": 1024, "vocab": 1024}
+"""About as much computing as 500 Mbit/s links carry meanwhile, spread over enough experts that both ranks have about
+as much of it: waiting for the fuller one is not communication, and nothing hides it."""
 TOOL = Path(__file__).parents[1] / "tools" / "make_random_checkpoint.py"
 
 
 def prefill() -> Part:
     """Measure prefill passes."""
-    return _passes("prefill", "--tokens", "64,256", "--link", "200Mbps,500Mbps")
+    return _passes("prefill", "--tokens", "64,256", "--link", "500Mbps,1Gbps", mtu=9000)
 
 
 def decode() -> Part:
     """Measure decode passes."""
-    return _passes("decode", "--context", "64", "--tokens", "64,256", "--link", "200Mbps,500Mbps")
+    return _passes("decode", "--context", "64", "--tokens", "64,256", "--link", "500Mbps,1Gbps", mtu=9000)
 
 
-PARTS: dict[str, Callable[[], Part]] = {"prefill": prefill, "decode": decode}
+def decode_small_packets() -> Part:
+    """Measure decode passes over links whose packets take more of the processors."""
+    return _passes("decode", "--context", "64", "--tokens", "64,256", "--link", "200Mbps,500Mbps", mtu=1500)
 
 
-def _passes(phase: str, *wanted: str) -> Part:
+PARTS: dict[str, Callable[[], Part]] = {"prefill": prefill, "decode": decode, "decode-1500": decode_small_packets}
+
+
+def _passes(phase: str, *wanted: str, mtu: int) -> Part:
     with tempfile.TemporaryDirectory(prefix="fourlane-bench-") as folder:
         model = Path(folder, "random")
         shape = [word for name, value in SHAPE.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, str(TOOL), str(model), *shape], check=True, stdout=subprocess.DEVNULL)
         run = run_command(
-            "overlap", "--model", str(model), "--phase", phase, *wanted, "--seconds", "0.4", "--rounds", "2"
+            "overlap",
+            *("--model", str(model), "--phase", phase, *wanted, "--mtu", str(mtu)),
+            *("--seconds", "1.6", "--rounds", "3", "--trace", str(Path(folder, "pass.pftrace"))),
         )
     cases = msgspec.convert(run["cases"], list[Case])
     bars = []
@@ -77,12 +84,13 @@ def _passes(phase: str, *wanted: str) -> Part:
     )
     text = (
         "A random model: {layers} layers, hidden {hidden}, {experts} experts of inner size {expert-dim}, top {top-k}; "
-        "two ranks, each in a host of the lab. Computing alone is as many rows on each rank, none exchanged. Medians "
-        "of two rounds in turns; all that exchange choose the same tokens. By rule: how many times faster passes are "
-        "of which a rule decides each; how many of them ran in two streams; the gain it predicts. "
-    ).format(**SHAPE)
+        "two ranks, each in a host of the lab, packets of {mtu} bytes. Computing alone is as many rows on each rank, "
+        "none exchanged. Medians of three rounds in turns; all that exchange choose the same tokens. By rule: how many "
+        "times faster passes are of which a rule decides each; how many of them ran in two streams; the gain it "
+        "predicts. "
+    ).format(**SHAPE, mtu=mtu)
     return Part(
-        title=f"Two streams: {phase}",
+        title=f"Two streams: {phase}, packets of {mtu}",
         text=(text + " ".join(run["notes"])).strip(),
         sections=[Section("", columns, [_row(case) for case in cases])],
         bars=bars,

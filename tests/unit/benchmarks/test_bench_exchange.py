@@ -64,7 +64,7 @@ def test_each_bar_of_exchanges_is_met_or_missed_by_what_was_found(monkeypatch: p
         found = {"summary": rows(link=True, faster=1.5, over=over), "notes": []}
         monkeypatch.setattr(exchange_parts, "run_command", lambda *_, found=found: found)
         bars = exchange_parts.PARTS["link"]().bars
-        assert [bar.met for bar in bars] == [False, True, *[met] * 6]
+        assert [bar.met for bar in bars] == [False, True, *[met] * (2 * len(exchange_parts.LINK_SIZES))]
 
 
 def test_gains_are_held_to_the_bar_where_communication_is_about_half(monkeypatch: pytest.MonkeyPatch) -> None:

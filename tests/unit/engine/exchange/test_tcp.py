@@ -124,7 +124,8 @@ def test_a_group_that_is_paced_takes_the_time_its_line_would(tmp_path: Path) -> 
 
     with group(tmp_path, 2, pace=pace) as exchanges:
         took = min(at_once(exchanges, exchange_blocks))
-    assert took > 0.8 * (3 * size * 8 / pace)  # unpaced it takes a hundredth of that
+    # The kernel lets a sender that was kept waiting catch up at up to twice its pace; unpaced it takes a hundredth.
+    assert took > 0.45 * (3 * size * 8 / pace)
 
 
 def test_connections_share_the_pace_of_their_rank(tmp_path: Path) -> None:
