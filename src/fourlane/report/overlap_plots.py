@@ -117,7 +117,7 @@ def _draw_gains(axes: Axes, cases: Sequence[Case], links: Sequence[str]) -> None
                 size=8,
             )
     axes.set_xlim(0, 1)
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
 
 
 def plot_streams(path: Path, tracks: Sequence[Track], *, title: str, until_s: float) -> None:
