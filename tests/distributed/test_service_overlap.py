@@ -167,3 +167,18 @@ def test_a_rank_killed_in_a_step_of_two_streams_costs_nobody_a_token(checkpoint:
             await until(lambda: all(dual_steps(service, role) for role in ("prefill", "decode")))
 
     asyncio.run(run())
+
+
+def test_tokens_that_travel_as_float8_are_the_same_for_any_number_of_ranks_and_streams(
+    checkpoint: Path, plain: list[list[int]]
+) -> None:
+    async def answers(wanted: Deployment) -> list[list[int]]:
+        rounded = replace(wanted, exchange=replace(wanted.exchange, dispatch="float8"))
+        async with running_service(rounded) as service:
+            return await generate_all(service.router, prompts(), GREEDY)
+
+    alone = asyncio.run(answers(deployment(checkpoint, unified=1)))
+    assert alone != plain, "rounding shows"
+    assert asyncio.run(answers(deployment(checkpoint, unified=3, exchange="shared_memory"))) == alone
+    apart = deployment(checkpoint, prefill=2, decode=2, exchange="tcp")
+    assert asyncio.run(answers(replace(apart, overlap=ALWAYS))) == alone
