@@ -106,13 +106,14 @@ def test_without_namespaces_the_ranks_sockets_are_paced_to_the_links_rate(monkey
 
     monkeypatch.setattr(groups, "_lab", refuse)
     sizes = {"ranks": "2", "sizes": "256KiB", "dispatch": "activations"}
-    bench = exchange._Bench.read(implementations=(), link="200Mbps", seconds=0.3, rounds=1, **sizes)
+    bench = exchange._Bench.read(implementations=(), link="200Mbps", mtu=1500, seconds=0.3, rounds=1, **sizes)
     found, notes = bench.measure()
     assert notes == ["no lab here, so sockets are paced and there are no queues: lab: no namespaces for this test"]
     line_s = 256 * 1024 * 8 / 200e6
     for each in found:
         if (each.way, each.implementation) == ("plain", "tcp"):
-            assert sorted(each.seconds)[len(each.seconds) // 2] > 0.8 * line_s
+            # the kernel lets a sender that was kept waiting catch up at up to twice its pace
+            assert sorted(each.seconds)[len(each.seconds) // 2] > 0.45 * line_s
 
 
 def test_who_waited_for_whom_is_a_table_of_its_own_for_the_largest_size() -> None:
