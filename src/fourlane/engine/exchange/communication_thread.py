@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 _SPARE_S = 5.0
 """How much longer than an operation may take `close` waits for it."""
+_QUEUED = 10
+"""How many times as long as an operation may take a stream waits for one: its own parts, and those queued before."""
 
 
 class _Operation(Generic[T]):
@@ -100,8 +102,15 @@ class _Operation(Generic[T]):
         """Block until it is through, and return its result or raise what it raised."""
         if not self._finished:
             began = time.perf_counter()
-            with self._done:
-                self._owner.counters.wait_s += time.perf_counter() - began
+            longest_s = self._owner.longest_wait_s
+            came = self._done.acquire(timeout=longest_s)
+            self._owner.counters.wait_s += time.perf_counter() - began
+            if not came:
+                raise PeerLost(
+                    f"layer {self.layer}, {self.name}: rank {self._owner.rank} of {self._owner.ranks} heard nothing "
+                    f"from its exchange's thread for {longest_s:g} s; it had {'begun' if self.began_s else 'not begun'}"
+                )
+            self._done.release()
         if self._error is not None:
             raise self._error
         if self.through is not None:
@@ -130,6 +139,7 @@ class CommunicationThread(GroupExchange):
         self.exchange = exchange
         self.trace: StageTrace | None = None
         self._patience_s = patience_s
+        self.longest_wait_s = _QUEUED * patience_s + _SPARE_S
         self._streams = CudaStreams(device) if device.type == "cuda" else None
         self._operations: queue.SimpleQueue[_Operation[Any] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None

@@ -268,6 +268,18 @@ def test_close_does_not_wait_for_what_hangs_and_fails_what_is_queued(behind: Beh
     exchange.close()
 
 
+def test_a_stream_does_not_wait_without_end_for_a_thread_that_tells_nothing(behind: Behind) -> None:
+    inner = ScriptedExchange(blocks=True)
+    exchange = behind(inner)
+    exchange.longest_wait_s = 0.1
+    under_way = dispatch(exchange, 1)
+    with pytest.raises(PeerLost, match=r"layer 1, dispatch: rank 0 of 2 heard nothing .* for 0.1 s; it had begun"):
+        under_way.wait()
+    inner.released.set()
+    exchange.longest_wait_s = 20.0
+    assert under_way.wait().handle == 1, "what came late is not lost"
+
+
 def test_a_thread_that_was_never_needed_is_never_started() -> None:
     before = threading.active_count()
     inner = ScriptedExchange()
