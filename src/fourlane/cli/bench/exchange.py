@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fourlane import __version__
-from fourlane.cli.bench.links import ETHERNET_MTU
+from fourlane.cli.bench.options import ETHERNET_MTU
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
-    from fourlane.cli.bench.links import Link
+    from fourlane.cli.bench.options import Link
     from fourlane.engine.exchange.measure import Dispatch, ExchangePlan, Measured, Step
     from fourlane.engine.measured_ranks import Seats
 
@@ -144,7 +144,7 @@ class _Bench(NamedTuple):
         Raises:
             SpecError: some are wrong; tells all.
         """
-        from fourlane.cli.bench.links import read_link
+        from fourlane.cli.bench.options import read_link, read_numbers
         from fourlane.engine.exchange.measure import IMPLEMENTATIONS, needs_no_link
 
         faults: list[str] = []
@@ -152,7 +152,11 @@ class _Bench(NamedTuple):
         unknown = [name for name in implementations if name not in known]
         faults += [f'--implementation: expected one of {", ".join(known)}, got "{name}"' for name in unknown]
         wanted = tuple(name for name in known if not implementations or name in (*implementations, known[0]))
-        read_ranks, read_sizes, rate = _ranks(ranks, faults), _sizes(sizes, faults), read_link(link, mtu, faults)
+        read_ranks, read_sizes, rate = (
+            read_numbers("--ranks", ranks, range(2, _MOST_RANKS + 1), faults),
+            _sizes(sizes, faults),
+            read_link(link, mtu, faults),
+        )
         if not 0.01 <= seconds <= 600:
             faults.append(f"--seconds: expected 0.01 to 600, got {seconds:g}")
         if faults:
@@ -194,16 +198,6 @@ class _Bench(NamedTuple):
             rounds=self.rounds,
             dispatch=self.dispatch,
         )
-
-
-def _ranks(text: str, faults: list[str]) -> tuple[int, ...]:
-    found = []
-    for part in text.split(","):
-        if not part.strip().isdigit() or not 2 <= int(part) <= _MOST_RANKS:
-            faults.append(f'--ranks: expected numbers from 2 to {_MOST_RANKS}, got "{part.strip()}"')
-        else:
-            found.append(int(part))
-    return tuple(sorted(set(found)))
 
 
 def _sizes(text: str, faults: list[str]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from fourlane.report.tables import Table, byte_text, number, percent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fourlane.cli.bench.links import Link
+    from fourlane.cli.bench.options import Link
     from fourlane.engine.exchange.measure import Measured, Way
 
 __all__ = ["exchange_tables", "figures_of", "lines_of"]

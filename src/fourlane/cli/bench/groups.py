@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from fourlane.cli.bench.links import Link
+    from fourlane.cli.bench.options import Link
     from fourlane.engine.measured_ranks import Source
     from fourlane.lab.network import Lab
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from fourlane import __version__
-from fourlane.cli.bench.links import ETHERNET_MTU
+from fourlane.cli.bench.options import ETHERNET_MTU
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
-    from fourlane.cli.bench.links import Link
+    from fourlane.cli.bench.options import Link
     from fourlane.engine.measured_passes import MeasuredWay, PassPlan, RankTrace, Way
     from fourlane.engine.measured_ranks import Seats
 
@@ -173,7 +173,7 @@ class _Bench(NamedTuple):
         Raises:
             SpecError: some are wrong; tells all.
         """
-        from fourlane.cli.bench.links import read_link
+        from fourlane.cli.bench.options import read_link, read_numbers
         from fourlane.engine.exchange.measure import IMPLEMENTATIONS, needs_no_link
 
         faults: list[str] = []
@@ -185,7 +185,7 @@ class _Bench(NamedTuple):
             faults.append(f'--implementation: expected one of {", ".join(known)}, got "{implementation}"')
         if not 0.01 <= seconds <= 600:
             faults.append(f"--seconds: expected 0.01 to 600, got {seconds:g}")
-        counts = _tokens(tokens, faults)
+        counts = read_numbers("--tokens", tokens, range(1, _MOST_TOKENS + 1), faults)
         if faults:
             raise SpecError(*faults)
         return cls(tokens=counts, links=rates, implementation=implementation, seconds=seconds, **others)
@@ -237,16 +237,6 @@ class _Bench(NamedTuple):
             rounds=self.rounds,
             trace=self.trace and link == self.links[-1],
         )
-
-
-def _tokens(text: str, faults: list[str]) -> tuple[int, ...]:
-    found = []
-    for part in text.split(","):
-        if not part.strip().isdigit() or not 1 <= int(part) <= _MOST_TOKENS:
-            faults.append(f'--tokens: expected numbers from 1 to {_MOST_TOKENS}, got "{part.strip()}"')
-        else:
-            found.append(int(part))
-    return tuple(sorted(set(found)))
 
 
 def _name_of(model: str) -> str:

@@ -12,7 +12,7 @@ from fourlane.report.tables import Table, milliseconds, percent
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fourlane.cli.bench.links import Link
+    from fourlane.cli.bench.options import Link
     from fourlane.engine.measured_passes import MeasuredWay, Mode, RankSpan, RankTrace
 
 __all__ = ["cases_of", "overlap_table", "tracks_of"]

@@ -1,4 +1,4 @@
-"""Links between ranks that are measured, as options name them."""
+"""Options that benchmarks of exchanges read alike: lists of numbers, and links between ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fourlane.units import Rate
 
-__all__ = ["ETHERNET_MTU", "Link", "read_link"]
+__all__ = ["ETHERNET_MTU", "Link", "read_link", "read_numbers"]
 
 ETHERNET_MTU = 1500
 LEAST_MTU, GREATEST_MTU = 1280, 9000
@@ -54,3 +54,18 @@ def read_link(text: str | None, mtu: int, faults: list[str]) -> Link | None:
     if rate <= 0:
         faults.append(f"--link: expected a rate above 0, got {text}")
     return Link(rate, mtu)
+
+
+def read_numbers(option: str, text: str, span: range, faults: list[str]) -> tuple[int, ...]:
+    """Return the numbers of an option, in order, each once; what is wrong with them goes to `faults`.
+
+    Args:
+        option: its name.
+        text: numbers between commas.
+        span: what they may be.
+        faults: is told of those that are something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdigit() or int(part) not in span]
+    faults += [f'{option}: expected numbers from {span[0]} to {span[-1]}, got "{part}"' for part in wrong]
+    return tuple(sorted({int(part) for part in parts if part not in wrong}))
