@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,46 +24,6 @@ MOONCAKE = """{"timestamp": 1000, "input_length": 1500, "output_length": 50, "ha
 {"timestamp": 1500, "input_length": 1300, "output_length": 40, "hash_ids": [0, 1, 9]}
 {"timestamp": 1200, "input_length": 600, "output_length": 3, "hash_ids": [7, 8]}
 """
-
-
-@given(st.integers(1, 5000), st.integers(0, 5000), st.integers())
-def test_uniform_lengths_stay_in_their_range(low: int, span: int, seed: int) -> None:
-    lengths = Lengths.parse(f"{low}..{low + span}", name="--input-len")
-    assert low <= lengths.draw(random.Random(seed)) <= low + span
-
-
-def test_lognormal_lengths_have_the_median_and_p99_asked_for() -> None:
-    lengths = Lengths.parse("lognormal:200/1500", name="--input-len")
-    drawn = sorted(lengths.draw(random.Random(seed)) for seed in range(4000))
-    assert drawn[2000] == pytest.approx(200, rel=0.1)
-    assert drawn[3960] == pytest.approx(1500, rel=0.25)
-    assert drawn[0] >= 1
-
-
-@pytest.mark.parametrize("text", ["", "0", "-4", "8..4", "lognormal:9", "many", "1.5", "lognormal:0/5"])
-def test_what_is_no_length_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match=r"^--output-len: expected a count of tokens"):
-        Lengths.parse(text, name="--output-len")
-
-
-@pytest.mark.parametrize(
-    "given_arrivals",
-    [{}, {"concurrency": 1, "rate": 1.0}, {"concurrency": 0}, {"rate": 0.0}, {"rate": -1.0},
-     {"rate": float("nan")}, {"rate": 1.0, "burstiness": -1.0}],
-)  # fmt: skip
-def test_impossible_arrivals_are_refused(given_arrivals: dict[str, float]) -> None:
-    with pytest.raises(SpecError):
-        Arrivals(**given_arrivals)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("burstiness", [0.0, 1.0, 3.0])
-def test_gaps_have_the_mean_and_variation_asked_for(burstiness: float) -> None:
-    times = list(islice(Arrivals(rate=50.0, burstiness=burstiness).times(random.Random(1)), 20001))
-    gaps = [after - before for before, after in pairwise(times) if before is not None]
-    mean = sum(gaps) / len(gaps)
-    deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
-    assert mean == pytest.approx(1 / 50, rel=0.05)
-    assert deviation / mean == pytest.approx(burstiness, rel=0.1, abs=1e-9)
 
 
 def test_the_same_seed_plans_the_same_load_and_another_seed_another() -> None:
@@ -127,40 +85,6 @@ def test_lengths_over_the_limit_are_cut_and_counted(tmp_path: Path) -> None:
     lengths = [(len(request.prompt), request.max_tokens) for request in trace.requests(vocabulary=VOCABULARY, seed=0)]
     assert lengths == [(950, 50), (600, 3), (960, 40)]
     assert trace.cut() == 2
-
-
-def test_a_limit_takes_the_first_rows_only(tmp_path: Path) -> None:
-    path = tmp_path / "azure.csv"
-    path.write_text(AZURE)
-    assert len(read_trace(path, limit=1).rows) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("t.txt", "", "expected a trace in a .csv"),
-        ("t.csv", "", "t.csv:1: expected the columns"),
-        ("t.csv", "a,b\n1,2\n", "t.csv:1: expected the columns"),
-        ("t.csv", AZURE + "yesterday,1,2\n", "t.csv:4: expected a time"),
-        ("t.csv", AZURE + "2023-11-16 18:17:05,x,2\n", "t.csv:4: expected a time"),
-        ("t.csv", AZURE + "2023-11-16 18:17:05,-3,2\n", "t.csv:4: expected a time"),
-        ("t.csv", AZURE.splitlines()[0] + "\n", "expected at least one request"),
-        ("t.jsonl", "", "expected at least one request"),
-        ("t.jsonl", MOONCAKE + "{}\n", "t.jsonl:4: not a line of a Mooncake trace"),
-        ("t.jsonl", MOONCAKE + "nonsense\n", "t.jsonl:4: not a line of a Mooncake trace"),
-    ],
-)
-def test_a_faulty_trace_is_refused_with_file_and_line(tmp_path: Path, name: str, text: str, said: str) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(SpecError) as caught:
-        read_trace(path)
-    assert said in str(caught.value)
-
-
-def test_a_trace_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="cannot be read"):
-        read_trace(tmp_path / "missing.csv")
 
 
 def options(**changed: object) -> dict[str, object]:

@@ -18,12 +18,8 @@ from fourlane.gateway.load.results import (
 )
 from fourlane.gateway.load.settings import LoadPlan, LoadSettings
 from fourlane.gateway.load.traces import read_trace
-from fourlane.gateway.load.workload import (
-    Arrivals,
-    Lengths,
-    PlannedRequest,
-    plan_requests,
-)
+from fourlane.gateway.load.workload import PlannedRequest, plan_requests
+from fourlane.spec.request_load import Arrivals, Lengths
 
 __all__ = [
     "Arrivals",

@@ -12,7 +12,8 @@ from fourlane.errors import SpecError
 from fourlane.gateway.load.generator import Load
 from fourlane.gateway.load.results import Objectives
 from fourlane.gateway.load.traces import read_trace
-from fourlane.gateway.load.workload import Arrivals, Lengths, plan_requests
+from fourlane.gateway.load.workload import plan_requests
+from fourlane.spec.request_load import Arrivals, Lengths
 from fourlane.units import Duration
 
 if TYPE_CHECKING:
