@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,14 +14,18 @@ from fourlane.spec.cluster import Cluster
 from fourlane.spec.deployment import Deployment
 from fourlane.spec.deployment_rules import cautions, deployment_faults
 from fourlane.spec.reading import Fault, read_struct, shown
+from fourlane.spec.twin import Twin
 from fourlane.spec.writing import render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["cautions", "load", "load_cluster", "load_deployment", "parse", "render"]
+__all__ = ["cautions", "load", "load_cluster", "load_deployment", "load_twin", "parse", "render", "twins"]
 
 S = TypeVar("S", bound=msgspec.Struct)
+_CATALOG = Path(__file__).parent / "catalog"
+_SUFFIXES = {".toml", ".json", ".npz", ".npy", ".safetensors"}
+"""Of files that may stand where a name of a catalog may."""
 
 
 def load(
@@ -75,18 +80,56 @@ def load_cluster(path: str | Path, *, overrides: Sequence[str] = ()) -> Cluster:
     """
     from fourlane.spec.cluster_rules import cluster_faults
 
+    return load(_file_of(path, "cluster"), Cluster, overrides, rules=cluster_faults)
+
+
+def load_twin(path: str | Path, *, overrides: Sequence[str] = ()) -> Twin:
+    """Read a twin file; a bare name such as "deepseek-h800" is one of the catalog's.
+
+    Files that a twin names (model, cluster, hardware, lane plan, loads of experts, trace) are found beside it, those
+    that an override names from the working folder.
+
+    Raises:
+        SpecError: with every fault of the file and the overrides.
+    """
+    file = _file_of(path, "twin")
+    data = _read_toml(file)
+    for key in ("model", "cluster", "hardware"):
+        _find_beside(file, data, key, like_a_file=True)
+    _find_beside(file, data.get("lanes"), "plan")
+    _find_beside(file, data.get("experts"), "popularity", like_a_file=True)
+    _find_beside(file, data.get("workload"), "trace")
+    changed = _apply(data, overrides)
+    twin, faults = read_struct(Twin, data)
+    _refuse(faults, file.name, changed)
+    return twin
+
+
+def twins() -> list[str]:
+    """Return the names of the catalog's twins."""
+    return _catalog("twin")
+
+
+def _file_of(path: str | Path, kind: str) -> Path:
+    """Return the file that is meant: that of the path, or the catalog's of a bare name.
+
+    Raises:
+        SpecError: it is a bare name that the catalog does not have.
+    """
     file = Path(path)
-    if not file.exists() and file.name == str(path) and not file.suffix:
-        file = _in_catalog(file.name)
-    return load(file, Cluster, overrides, rules=cluster_faults)
+    if file.exists() or file.name != str(path) or file.suffix:
+        return file
+    known = _catalog(kind)
+    if file.name not in known:
+        close = difflib.get_close_matches(file.name, known, n=1)
+        hint = f' (did you mean "{close[0]}"?)' if close else ""
+        text = f"expected a {kind} file, or one of the catalog ({', '.join(known)}), found neither{hint}"
+        raise SpecError(f"{file.name}: {text}")
+    return _CATALOG / f"{kind}s" / f"{file.name}.toml"
 
 
-def _in_catalog(name: str) -> Path:
-    folder = Path(__file__).parent / "catalog" / "clusters"
-    known = sorted(file.stem for file in folder.glob("*.toml"))
-    if name not in known:
-        raise SpecError(f"{name}: expected a cluster file, or one of the catalog ({', '.join(known)}), found neither")
-    return folder / f"{name}.toml"
+def _catalog(kind: str) -> list[str]:
+    return sorted(file.stem for file in (_CATALOG / f"{kind}s").glob("*.toml"))
 
 
 def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Deployment:
@@ -114,10 +157,17 @@ def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] 
     return spec
 
 
-def _find_beside(path: Path, table: object, key: str) -> None:
-    """Make a file that a spec names relative to the spec's own folder, if it names one."""
-    if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
-        table[key] = str(path.parent / table[key])
+def _find_beside(path: Path, table: object, key: str, *, like_a_file: bool = False) -> None:
+    """Make a file that a spec names relative to the spec's own folder, if it names one.
+
+    With `like_a_file`, where names of a catalog may stand too: if it ends or begins as a file's, or is there.
+    """
+    if not isinstance(table, dict) or not isinstance(table.get(key), str) or not table[key]:
+        return
+    named, beside = table[key], path.parent / table[key]
+    is_file = named.startswith(".") or Path(named).suffix in _SUFFIXES or ("/" in named and beside.exists())
+    if is_file or not like_a_file:
+        table[key] = str(beside)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""`fourlane twin`: a whole service simulated on its cluster. A module a subcommand."""
+
+from __future__ import annotations
+
+from fourlane.cli import LazyGroup
+
+__all__ = ["twin"]
+
+_COMMANDS = {
+    "show": "Write out a twin with all that it leaves to defaults; or the catalog's names.",
+}
+
+twin = LazyGroup(
+    name="twin",
+    summaries=_COMMANDS,
+    package="fourlane.cli.twin",
+    help="""Simulate a whole service on its cluster: requests, expert-parallel units, experts, lanes, network.
+
+    A twin is a file that says which model runs on which cluster, how, and under which load; some are in the catalog.
+
+    \b
+    Examples:
+      fourlane twin show                          the catalog
+      fourlane twin show deepseek-h800            every field of one of its twins
+      fourlane twin show deepseek-h800 > my.toml  a file to start from
+
+    Exit codes: 0 fine, 1 a check did not pass, 2 a file or option is wrong, 3 this machine lacks something,
+    130 interrupted.
+    """,
+)
