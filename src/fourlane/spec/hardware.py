@@ -11,7 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from fourlane.errors import SpecError
 from fourlane.spec.load import load
+from fourlane.spec.reading import did_you_mean
 from fourlane.units import Duration, Length, Rate, Size
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "SwitchModel",
     "gpu_models",
     "latencies",
+    "load_gpu",
     "nic_models",
     "switch_models",
 ]
@@ -124,17 +127,39 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class GpuModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A GPU's NVLink: bandwidth each way and what can be had of it, latency at either end and in the NVSwitch."""
+    """A GPU model: what it can compute at most, its memory, and how it reaches others.
 
+    `processors`: those communication kernels may take a share of (SMs, AI cores). `nvlink`: bandwidth each way of the
+    scale-up network, whatever its name; `nvlink_usable` what can be had of it; `nvlink_gpus` how many it joins;
+    `latency` at either end, `nvswitch_latency` in its switch. `nic`: the one that usually belongs to each GPU.
+
+    Units:
+        bf16_tflops, fp8_tflops, int8_tflops: 10^12 operations a second, dense; None: it has no such arithmetic.
+    """
+
+    bf16_tflops: float
+    fp8_tflops: float | None = None
+    int8_tflops: float | None = None
+    memory: Size
+    memory_rate: Rate
+    processors: int
     nvlink: Rate
     nvlink_usable: Rate
+    nvlink_gpus: int = 8
+    nic: Rate
     latency: Duration
     nvswitch_latency: Duration
     source: str
 
+    def flops(self, dtype: Literal["fp8", "int8", "bf16", "fp32"]) -> float | None:
+        """Return the peak of operations a second in a type; None: it has no such arithmetic, or no figure of it."""
+        tflops = {"fp8": self.fp8_tflops, "int8": self.int8_tflops, "bf16": self.bf16_tflops}.get(dtype)
+        return None if tflops is None else tflops * 1e12
+
 
 class _Gpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, GpuModel]
+    unpublished: dict[str, str]
 
 
 class _Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,7 +185,29 @@ def nic_models() -> dict[str, NicModel]:
 @cache
 def gpu_models() -> dict[str, GpuModel]:
     """Return the GPU models of the catalog, by name."""
-    return load(_CATALOG / "gpus.toml", _Gpus).models
+    return _gpus().models
+
+
+def load_gpu(name: str) -> GpuModel:
+    """Return the GPU model of a name, whatever its case.
+
+    Raises:
+        SpecError: the catalog has none of that name.
+    """
+    known = gpu_models()
+    found = name.lower().replace("_", "-").replace(" ", "-")
+    if found in known:
+        return known[found]
+    own = "give a hardware profile of your own (a .toml that `fourlane twin calibrate` writes)"
+    if found in _gpus().unpublished:
+        raise SpecError(f"hardware: {found}: {_gpus().unpublished[found]}, and figures are not made up here; {own}")
+    names = ", ".join(known)
+    raise SpecError(f'hardware: expected one of {names}, got "{name}"{did_you_mean(found, known)}; or {own}')
+
+
+@cache
+def _gpus() -> _Gpus:
+    return load(_CATALOG / "gpus.toml", _Gpus)
 
 
 @cache

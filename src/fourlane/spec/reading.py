@@ -17,9 +17,9 @@ import msgspec.inspect as kinds
 from fourlane.units import Quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Fault", "read_struct"]
+__all__ = ["Fault", "did_you_mean", "expected", "read_struct", "shown"]
 
 
 class Fault(NamedTuple):
@@ -71,7 +71,8 @@ def _struct(info: kinds.StructType, data: object, place: str, faults: list[Fault
         faults.append(Fault(place, f"expected a table, got {shown(data)}"))
         return _WRONG
     names = [field.encode_name for field in info.fields]
-    faults.extend(Fault(_join(place, key), _unknown(key, names)) for key in data if key not in names)
+    tag = [] if info.tag_field is None else [info.tag_field]
+    faults.extend(Fault(_join(place, key), _unknown(key, tag + names)) for key in data if key not in tag + names)
     values: dict[str, Any] = {}
     for field in info.fields:
         at = _join(place, field.encode_name)
@@ -95,12 +96,27 @@ def _union(info: kinds.UnionType, value: object, place: str, faults: list[Fault]
         members = [member for member in members if isinstance(member, kinds.StructType)] or members
     if len(members) == 1:
         return _read(members[0], value, place, faults)
+    tagged = [member for member in members if isinstance(member, kinds.StructType) and member.tag_field is not None]
+    if isinstance(value, Mapping) and tagged == members:
+        return _tagged(tagged, value, place, faults)
     for member in members:
         tried: list[Fault] = []
         found = _read(member, value, place, tried)
         if not tried:
             return found
     faults.append(Fault(place, f"expected {' or '.join(map(expected, members))}, got {shown(value)}"))
+    return _WRONG
+
+
+def _tagged(members: list[kinds.StructType], value: Mapping[str, object], place: str, faults: list[Fault]) -> Any:
+    """Read as the struct that the tag names."""
+    field = str(members[0].tag_field)
+    tags = {member.tag: member for member in members}
+    found = value.get(field)
+    if isinstance(found, str) and found in tags:
+        return _read(tags[found], value, place, faults)
+    what = "it is missing" if field not in value else f"got {shown(found)}{did_you_mean(found, list(tags))}"
+    faults.append(Fault(_join(place, field), f"expected {' or '.join(map(shown, tags))}, {what}"))
     return _WRONG
 
 
@@ -168,8 +184,7 @@ def _chosen(info: kinds.LiteralType | kinds.EnumType, value: object) -> Any:
     choices = _choices(info)
     if isinstance(value, (str, int)) and not isinstance(value, bool) and value in choices:
         return choices[value]
-    hint = _did_you_mean(value, list(choices)) if isinstance(value, str) else ""
-    raise ValueError(f"expected {expected(info)}, got {shown(value)}{hint}")
+    raise ValueError(f"expected {expected(info)}, got {shown(value)}{did_you_mean(value, list(choices))}")
 
 
 def _within(info: kinds.Type, value: Any) -> bool:
@@ -220,13 +235,14 @@ def shown(value: object) -> str:
 
 
 def _unknown(key: str, names: list[str]) -> str:
-    return f"unknown key{_did_you_mean(key, names)}; known: {', '.join(names)}"
+    return f"unknown key{did_you_mean(key, names)}; known: {', '.join(names)}"
 
 
-def _did_you_mean(found: str, names: list[str]) -> str:
-    texts = [name for name in names if isinstance(name, str)]
-    close = difflib.get_close_matches(found.lower().replace("-", "_"), texts, n=1)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+def did_you_mean(found: object, names: Iterable[object]) -> str:
+    """Return " (did you mean ...?)" with the name most like what was found, "" if none is."""
+    texts = {name.lower().replace("-", "_"): name for name in names if isinstance(name, str)}
+    close = difflib.get_close_matches(found.lower().replace("-", "_"), texts, n=1) if isinstance(found, str) else []
+    return f' (did you mean "{texts[close[0]]}"?)' if close else ""
 
 
 def _join(place: str, key: object) -> str:

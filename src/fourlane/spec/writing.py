@@ -32,7 +32,8 @@ def _items(value: object) -> dict[str, object]:
     if isinstance(value, Mapping):
         return {str(_plain(key)): item for key, item in value.items()}
     assert isinstance(value, msgspec.Struct)
-    items: dict[str, object] = {}
+    config = value.__struct_config__
+    items: dict[str, object] = {} if config.tag_field is None else {config.tag_field: config.tag}
     for field in msgspec.structs.fields(value):
         item = getattr(value, field.name)
         if item is not None:
