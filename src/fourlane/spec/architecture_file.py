@@ -68,14 +68,22 @@ def _of_catalog(name: str) -> Architecture:
 
 def architecture_faults(model: Architecture) -> Iterator[Fault]:
     """Yield what is wrong with an architecture whose fields are well-formed."""
-    counts = ("layers", "hidden", "vocabulary", "experts", "top_k", "groups", "top_groups", "expert_inner")
-    for name in counts:
-        if getattr(model, name) < 1:
-            yield Fault(name, f"expected at least 1, got {getattr(model, name)}")
-    if not 0 <= model.dense_layers < max(1, model.layers):
-        yield Fault(
-            "dense_layers", f"expected 0 to {model.layers - 1}, some layer with experts, got {model.dense_layers}"
-        )
+    least_one = ("layers", "hidden", "vocabulary", "experts", "top_k", "groups", "top_groups", "expert_inner")
+    for name in (*least_one, "shared_experts", "mtp_layers"):
+        least, value = int(name in least_one), getattr(model, name)
+        if value < least:
+            yield Fault(name, f"expected at least {least}, got {value}")
+    for field in msgspec.structs.fields(model.attention):
+        value = getattr(model.attention, field.name)
+        if value < int(field.name != "query_rank"):
+            yield Fault(f"attention.{field.name}", f"expected at least 1, got {value}")
+    yield from _relations(model)
+
+
+def _relations(model: Architecture) -> Iterator[Fault]:
+    some = model.layers - 1
+    if not 0 <= model.dense_layers <= some:
+        yield Fault("dense_layers", f"expected 0 to {some}, so that some have experts, got {model.dense_layers}")
     if model.dense_layers and model.dense_inner < 1:
         yield Fault("dense_inner", f"expected at least 1 with dense layers, got {model.dense_inner}")
     if model.top_k > model.experts:
@@ -84,13 +92,6 @@ def architecture_faults(model: Architecture) -> Iterator[Fault]:
         yield Fault("groups", f"expected a divisor of experts = {model.experts}, got {model.groups}")
     if model.top_groups > model.groups:
         yield Fault("top_groups", f"expected at most groups = {model.groups}, got {model.top_groups}")
-    for name in ("shared_experts", "mtp_layers"):
-        if getattr(model, name) < 0:
-            yield Fault(name, f"expected 0 or more, got {getattr(model, name)}")
-    for field in msgspec.structs.fields(model.attention):
-        value = getattr(model.attention, field.name)
-        if value < (0 if field.name == "query_rank" else 1):
-            yield Fault(f"attention.{field.name}", f"expected at least 1, got {value}")
 
 
 class _Config:
@@ -196,8 +197,8 @@ def _grouped_query(config: _Config) -> GroupedQueryAttention:
 
 def _qwen(config: _Config) -> dict[str, Any]:
     """Qwen 2 and 3: every layer has experts; a shared expert is counted in experts of the routed ones' size."""
-    for name, allowed in (("decoder_sparse_step", (None, 1)), ("mlp_only_layers", (None, []))):
-        if config.get(name) not in allowed:
+    for name in ("decoder_sparse_step", "mlp_only_layers"):
+        if config.get(name) not in (None, [], 1):
             config.faults.append(Fault(name, f"expected experts in every layer, got {config.get(name)!r}"))
     inner = config.count("moe_intermediate_size")
     shared = config.count("shared_expert_intermediate_size", default=0)

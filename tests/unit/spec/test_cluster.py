@@ -60,7 +60,7 @@ def test_a_link_of_20_m_with_forward_error_correction_takes_200_ns() -> None:
         ("hpn.spine=", "hpn.spine: expected a table [spine]"),
         ("hpn.spine.latency=500", "hpn.spine.latency: expected a duration such as"),
         ("hpn.link=fibre", "hpn.link: expected one of no-fec, pam4-rs544"),
-        ("gpu=h300", "gpu: expected one of h800, h100"),
+        ("gpu=h300", "gpu: expected one of a100, ascend-910c, b200, gb200, h100"),
         ("hpn.planes=0", "hpn.planes: expected at least 1, got 0"),
         ("hpn.planes=3", "hpn.interfaces: expected one for each of 3 planes of every NIC, got 8"),
         ("hpn.planes=16", "hpn.leaf.count: expected a multiple of 16, for 16 planes of equal size, got 8"),
