@@ -20,6 +20,7 @@ from fourlane.policy.load_generator import (
     drift,
     drift_windows,
     leaning_batch,
+    leaning_counts,
     lognormal,
     single_hot,
     zipf,
@@ -219,3 +220,15 @@ def test_the_same_seed_draws_the_same() -> None:
 def test_what_cannot_be_drawn_is_refused_with_its_argument(draw: Any, complaint: str) -> None:
     with pytest.raises(BalanceInputError, match=complaint):
         draw(np.random.default_rng(0))
+
+
+def test_counts_of_many_tokens_are_as_those_of_tokens_drawn_one_by_one() -> None:
+    load_E = PRESETS["decode"].draw(np.random.default_rng(1), ModelShape(layers=1, experts=32, groups=4, top_k=4))[0]
+    drawn = {}
+    for draw in (leaning_batch, leaning_counts):
+        rng = np.random.default_rng(2)
+        drawn[draw] = np.stack([draw(load_E, rng, ranks=8, tokens=64, top_k=4) for _ in range(100)]).reshape(-1, 32)
+        assert (drawn[draw].sum(axis=1) == 64 * 4).all()
+    one_by_one, together = drawn[leaning_batch], drawn[leaning_counts]
+    assert together.mean(axis=0) == pytest.approx(one_by_one.mean(axis=0), abs=0.6)
+    assert together.std(axis=0) == pytest.approx(one_by_one.std(axis=0), rel=0.15, abs=0.2)
