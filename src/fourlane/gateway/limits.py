@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fourlane.errors import ServiceUnavailable
+from fourlane.policy.request_routing import retry_delay
 
 if TYPE_CHECKING:
     from fourlane.gateway.generation import Attempt, Generation
@@ -49,7 +50,7 @@ class Limits:
 
     def retry_delay(self, retries: int) -> float:
         """Return how long to wait before retry number `retries`, in seconds."""
-        return min(2.0, self.retry_delay_s * 2 ** (retries - 1))
+        return retry_delay(retries, self.retry_delay_s)
 
 
 def stall_of(attempt: Attempt, limits: Limits, now: float) -> tuple[str, RankView] | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourlane.gateway.ranks import QUEUE_CHUNKS
 from fourlane.policy.prefix import prefix_hashes
-from fourlane.policy.request_routing import choose_decode, choose_prefill, choose_unified, pages_for
+from fourlane.policy.request_routing import choose_decode, choose_prefill, choose_unified, pages_wanted, queue_limit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from fourlane.gateway.ranks import RankView
 
 __all__ = ["Placing", "place"]
-
-GROWTH_TOKENS = 64
-"""Room to grow asked for after a first eviction; doubles with each further one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +52,7 @@ def _place_pair(
     by = choose_prefill(
         faces,
         prompt_tokens=tokens,
-        queue_limit=QUEUE_CHUNKS * prefillers[0].pool.chunk_tokens,
+        queue_limit=queue_limit(prefillers[0].pool.chunk_tokens),
         avoid=_avoided(choice, prefillers),
     )
     if by is None:
@@ -76,12 +72,13 @@ def _place_unified(
 
 
 def _pages_wanted(choice: Choice, ranks: Sequence[RankView], block_size: int) -> int:
-    """Return the pages to ask for: the tokens there are and one more, and after an eviction room to grow."""
-    there = len(choice.spec.token_ids) + len(choice.tokens)
-    left = max(1, choice.spec.sampling.max_tokens - len(choice.tokens))
-    growth = min(left, GROWTH_TOKENS << min(choice.evictions - 1, 20)) if choice.evictions else 1
-    largest = max((rank.total_pages for rank in ranks), default=0)
-    return min(pages_for(there + growth, block_size), max(largest - 1, pages_for(there + 1, block_size)))
+    return pages_wanted(
+        len(choice.spec.token_ids) + len(choice.tokens),
+        choice.spec.sampling.max_tokens - len(choice.tokens),
+        evictions=choice.evictions,
+        largest=max((rank.total_pages for rank in ranks), default=0),
+        block_size=block_size,
+    )
 
 
 def _avoided(choice: Choice, ranks: Sequence[RankView]) -> set[int]:

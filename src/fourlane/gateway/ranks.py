@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MIGRATION_TOTALS",
     "OVERLAP_TOTALS",
-    "QUEUE_CHUNKS",
     "TOTALS",
     "RankLink",
     "RankState",
@@ -31,9 +30,6 @@ __all__ = [
     "expected_ranks",
     "rank_name",
 ]
-
-QUEUE_CHUNKS = 8
-"""Prefill chunks a rank may have queued before further prompts wait in the gateway."""
 
 OVERLAP_TOTALS = ("trial_steps", "communication_s", "hidden_s")
 """The running totals in `RankStats.overlap`, besides steps by mode."""

@@ -1,7 +1,9 @@
 """Which rank prefills a request, and which decodes it.
 
 A prefill rank is chosen by the tokens it has still to compute, less those its prefix cache saves;
-a decode rank by free KV pages and running sequences. Not for the order of the queue in front
+a decode rank by free KV pages and running sequences. Choices are made over arrays of ranks
+(`PrefillCandidates`, `DecodeCandidates`), so that they are as quick among hundreds of them; lists of
+single candidates are turned into arrays. Not for the order of the queue in front
 (`gateway.router`), nor for batching inside a rank (`policy.scheduling`).
 """
 
@@ -10,21 +12,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Sequence
+    from collections.abc import Collection, Container, Sequence
+
+    from numpy.typing import NDArray
 
 __all__ = [
     "DecodeCandidate",
+    "DecodeCandidates",
     "PrefillCandidate",
+    "PrefillCandidates",
     "choose_decode",
+    "choose_decode_among",
     "choose_prefill",
+    "choose_prefill_among",
     "choose_unified",
     "pages_for",
+    "pages_wanted",
     "prefix_tokens",
+    "queue_limit",
+    "retry_delay",
 ]
 
 RUNNING_TOKENS = 32
 """Queued prompt tokens that weigh as much as one running sequence when a rank does both phases."""
+
+QUEUE_CHUNKS = 8
+"""Prefill chunks a rank may have queued before further prompts wait in the gateway."""
+
+GROWTH_TOKENS = 64
+"""Room to grow asked for after a first eviction; doubles with each further one."""
+
+MAX_RETRY_DELAY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +83,91 @@ class DecodeCandidate:
 
     def admits(self, pages: int) -> bool:
         """Tell whether a sequence of `pages` fits, leaving each running sequence a page to grow into."""
-        roomy = self.free_pages - min(self.running, self.total_pages // 4) >= pages
-        return self.available and self.running < self.max_running and roomy
+        return bool(DecodeCandidates.of([self]).admits(pages)[0])
 
-    def load(self, pages: int, most_running: int) -> float:
-        """Return the load after admission: share of pages in use plus running sequences against the busiest."""
-        used = self.total_pages - self.free_pages + pages
-        return used / max(1, self.total_pages) + (self.running + 1) / (most_running + 1)
+
+@dataclass(frozen=True, slots=True)
+class PrefillCandidates:
+    """Ranks that could prefill, as arrays [ranks] of what `PrefillCandidate` has."""
+
+    queued_G: NDArray[np.int64]
+    cached_G: NDArray[np.int64]
+    available_G: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, candidates: Sequence[PrefillCandidate]) -> PrefillCandidates:
+        """Return candidates as arrays."""
+        return cls(
+            np.array([candidate.queued_tokens for candidate in candidates], np.int64),
+            np.array([candidate.cached_tokens for candidate in candidates], np.int64),
+            np.array([candidate.available for candidate in candidates], np.bool_),
+        )
+
+    def admits(self, prompt_tokens: int, limit: int) -> NDArray[np.bool_]:
+        """Tell which may be given a prompt: queues would stay within `limit` tokens, or are empty."""
+        fits_G = (self.queued_G == 0) | (self.queued_G + (prompt_tokens - self.cached_G) <= limit)
+        return self.available_G & fits_G
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeCandidates:
+    """Ranks that could decode, as arrays [ranks] of what `DecodeCandidate` has."""
+
+    free_pages_G: NDArray[np.int64]
+    total_pages_G: NDArray[np.int64]
+    running_G: NDArray[np.int64]
+    max_running_G: NDArray[np.int64]
+    available_G: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, candidates: Sequence[DecodeCandidate]) -> DecodeCandidates:
+        """Return candidates as arrays."""
+        return cls(
+            np.array([candidate.free_pages for candidate in candidates], np.int64),
+            np.array([candidate.total_pages for candidate in candidates], np.int64),
+            np.array([candidate.running for candidate in candidates], np.int64),
+            np.array([candidate.max_running for candidate in candidates], np.int64),
+            np.array([candidate.available for candidate in candidates], np.bool_),
+        )
+
+    def admits(self, pages: int) -> NDArray[np.bool_]:
+        """Tell which have room for a sequence of `pages`, leaving each running sequence a page to grow into."""
+        roomy_G = self.free_pages_G - np.minimum(self.running_G, self.total_pages_G // 4) >= pages
+        return self.available_G & (self.running_G < self.max_running_G) & roomy_G
+
+    def load(self, pages: int, most_running: int) -> NDArray[np.float64]:
+        """Return loads after admission: share of pages in use plus running sequences against the busiest."""
+        used_G = self.total_pages_G - self.free_pages_G + pages
+        return used_G / np.maximum(1, self.total_pages_G) + (self.running_G + 1) / (most_running + 1)
 
 
 def pages_for(tokens: int, block_size: int) -> int:
     """Return the KV pages that hold `tokens` tokens."""
     return -(-tokens // block_size)
+
+
+def pages_wanted(tokens: int, left: int, *, evictions: int, largest: int, block_size: int) -> int:
+    """Return the pages to ask a decode rank for: the tokens there are and one more, and after an eviction room to grow.
+
+    Args:
+        tokens: prompt, and what was answered before.
+        left: tokens it may still be answered.
+        evictions: how often it was evicted.
+        largest: pages of the largest rank.
+        block_size: tokens a page.
+    """
+    growth = min(max(1, left), GROWTH_TOKENS << min(evictions - 1, 20)) if evictions else 1
+    return min(pages_for(tokens + growth, block_size), max(largest - 1, pages_for(tokens + 1, block_size)))
+
+
+def queue_limit(chunk_tokens: int) -> int:
+    """Return the tokens a prefill rank may have queued before further prompts wait in the gateway."""
+    return QUEUE_CHUNKS * chunk_tokens
+
+
+def retry_delay(retries: int, first_s: float) -> float:
+    """Return how long to wait before retry number `retries`, in seconds: twice as long each time."""
+    return min(MAX_RETRY_DELAY_S, first_s * 2 ** (retries - 1))
 
 
 def prefix_tokens(hashes: Sequence[bytes], seen: Container[bytes], *, block_size: int, prompt_tokens: int) -> int:
@@ -99,14 +193,17 @@ def choose_prefill(
     they can still go anywhere. Ranks in `avoid` are taken only if no other will do; ties go to
     the lowest index.
     """
+    return choose_prefill_among(
+        PrefillCandidates.of(candidates), prompt_tokens=prompt_tokens, queue_limit=queue_limit, avoid=avoid
+    )
 
-    def admits(candidate: PrefillCandidate) -> bool:
-        new = prompt_tokens - candidate.cached_tokens
-        fits = candidate.queued_tokens == 0 or candidate.queued_tokens + new <= queue_limit
-        return candidate.available and fits
 
-    allowed = [index for index, candidate in enumerate(candidates) if admits(candidate)]
-    return _least(allowed, avoid, lambda index: candidates[index].queued_tokens - candidates[index].cached_tokens)
+def choose_prefill_among(
+    candidates: PrefillCandidates, *, prompt_tokens: int, queue_limit: int, avoid: Collection[int] = ()
+) -> int | None:
+    """Return what `choose_prefill` does, of ranks in arrays."""
+    allowed_G = candidates.admits(prompt_tokens, queue_limit)
+    return _least(allowed_G, candidates.queued_G - candidates.cached_G, avoid)
 
 
 def choose_decode(candidates: Sequence[DecodeCandidate], *, pages: int, avoid: Collection[int] = ()) -> int | None:
@@ -114,9 +211,14 @@ def choose_decode(candidates: Sequence[DecodeCandidate], *, pages: int, avoid: C
 
     Ranks in `avoid` are taken only if no other has room; ties go to the lowest index.
     """
-    allowed = [index for index, candidate in enumerate(candidates) if candidate.admits(pages)]
-    most = max((candidates[index].running for index in allowed), default=0)
-    return _least(allowed, avoid, lambda index: candidates[index].load(pages, most))
+    return choose_decode_among(DecodeCandidates.of(candidates), pages=pages, avoid=avoid)
+
+
+def choose_decode_among(candidates: DecodeCandidates, *, pages: int, avoid: Collection[int] = ()) -> int | None:
+    """Return what `choose_decode` does, of ranks in arrays."""
+    allowed_G = candidates.admits(pages)
+    most = int(candidates.running_G.max(where=allowed_G, initial=0))
+    return _least(allowed_G, candidates.load(pages, most), avoid)
 
 
 def choose_unified(
@@ -131,16 +233,18 @@ def choose_unified(
     Args:
         prefill, decode: the two faces of the same ranks, in the same order.
     """
-    allowed = [index for index, candidate in enumerate(decode) if candidate.admits(pages)]
-
-    def work(index: int) -> float:
-        face = prefill[index]
-        return face.queued_tokens - face.cached_tokens + RUNNING_TOKENS * decode[index].running
-
-    return _least(allowed, avoid, work)
+    faces, ranks = PrefillCandidates.of(prefill), DecodeCandidates.of(decode)
+    work_G = faces.queued_G - faces.cached_G + RUNNING_TOKENS * ranks.running_G
+    return _least(ranks.admits(pages), work_G, avoid)
 
 
-def _least(allowed: Sequence[int], avoid: Collection[int], cost: Callable[[int], float]) -> int | None:
+def _least(allowed_G: NDArray[np.bool_], cost_G: NDArray[np.generic], avoid: Collection[int]) -> int | None:
     """Return the allowed index of least cost, one not in `avoid` if there is any; the lowest of equals."""
-    preferred = [index for index in allowed if index not in avoid] or allowed
-    return min(preferred, key=lambda index: (cost(index), index), default=None)
+    if avoid:
+        preferred_G = allowed_G.copy()
+        preferred_G[[index for index in avoid if index < len(preferred_G)]] = False
+        if preferred_G.any():
+            allowed_G = preferred_G
+    if not allowed_G.any():
+        return None
+    return int(np.where(allowed_G, cost_G, np.inf).argmin())
