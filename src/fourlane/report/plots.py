@@ -116,18 +116,18 @@ def _page(figure: Figure) -> str:
 
 
 @contextmanager
-def figure_of(title: str, *, height: float = 6.6) -> Iterator[Figure]:
+def figure_of(title: str, *, height: float = 6.6, width: float = 9.0) -> Iterator[Figure]:
     """Make a figure in the project's style, without a display or pyplot's global state.
 
     Units:
-        height: inches; all figures are 9 inches wide.
+        height, width: inches; figures are 9 inches wide unless they hold more.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=GREY)
         yield figure
