@@ -5,7 +5,7 @@ The same data goes to JSON beside the table (`write_json`); a table never holds 
 
 from __future__ import annotations
 
-from math import floor, log10
+from math import floor, isfinite, log10
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["Table", "byte_text", "console", "milliseconds", "number", "percent", "print_table", "write_json"]
+__all__ = [
+    "Table",
+    "byte_text",
+    "console",
+    "milliseconds",
+    "number",
+    "percent",
+    "print_table",
+    "time_text",
+    "write_json",
+]
 
 _KIBI = 1024
 
@@ -106,6 +116,15 @@ def number(value: float, digits: int = 3) -> str:
 def milliseconds(seconds: float) -> str:
     """Write seconds as milliseconds: "12.3 ms"."""
     return f"{number(seconds * 1e3)} ms"
+
+
+def time_text(seconds: float | None) -> str:
+    """Write seconds in the unit that suits them: "1.23 s", "45.6 ms", "7.89 us"; "-" where there are none."""
+    if seconds is None or not isfinite(seconds):
+        return "-"
+    if abs(seconds) >= 1:
+        return f"{number(seconds)} s"
+    return milliseconds(seconds) if abs(seconds) >= 1e-3 or seconds == 0 else f"{number(seconds * 1e6)} us"
 
 
 def percent(share: float) -> str:

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Measured", "Setting", "Waterfall", "plot_waterfall", "waterfall_figure"]
+__all__ = ["Measured", "Setting", "Waterfall", "overall", "plot_waterfall", "waterfall_figure"]
 
 _PALE_GREEN, _PALE_GREY, _LINE, _DARK = "#d7efe3", "#eef1f4", "#8c959f", "#1f2328"
 _WIDE = 0.66
 _HEAD, _HERO, _OTHER = 0.95, 3.3, 1.35
 """Heights in inches: of the head, of the first quantity, of each other."""
+_TIMES = 1.5
+"""From here on a change is told as a factor."""
 _UNSEEN = 5e-4
 """A relative change below this is shown as none."""
 
@@ -50,6 +52,10 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         """Return the value at a state, None if there is none."""
         value = self.values[state]
         return value if value is not None and math.isfinite(value) else None
+
+    def better_from(self, before: float, after: float) -> bool:
+        """Tell whether a change is for the better."""
+        return (after > before) == (self.better == "higher")
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,20 +132,26 @@ def _draw_head(axes: Axes, waterfall: Waterfall) -> None:
     for place, measured in enumerate(reversed(waterfall.quantities)):
         at = 1.0 - place * 0.145
         axes.text(at, 1.0, measured.title.partition(",")[0], fontsize=9, color=GREY, ha="right", va="top")
-        text, colour = _overall(measured)
+        text, colour = overall(measured), _overall_colour(measured)
         axes.text(at, 0.76, text, fontsize=19, weight="bold", color=colour, ha="right", va="top")
 
 
-def _overall(measured: Measured) -> tuple[str, str]:
-    """Return the change from the first state to the last in words, and its colour; without a first, the last."""
+def overall(measured: Measured) -> str:
+    """Return the change from the first state to the last in words; without a first, the last."""
     first, last = measured.known(0), measured.known(-1)
     if last is None:
-        return "-", GREY
+        return "-"
     if first is None or first == 0:
-        return f"{number(last)} {measured.unit.partition(',')[0]}", BLUE
+        return f"{number(last)} {measured.unit.partition(',')[0]}"
     ratio = last / first
-    colour = _colour(measured, last - first, first)
-    return (f"\N{MULTIPLICATION SIGN}{number(ratio)}" if ratio >= 1.5 else _percent(ratio - 1)), colour
+    return f"\N{MULTIPLICATION SIGN}{number(ratio)}" if ratio >= _TIMES else _percent(ratio - 1)
+
+
+def _overall_colour(measured: Measured) -> str:
+    first, last = measured.known(0), measured.known(-1)
+    if last is None:
+        return GREY
+    return BLUE if first is None or first == 0 else _colour(measured, last - first, first)
 
 
 def _draw_quantity(axes: Axes, measured: Measured, waterfall: Waterfall, *, large: bool) -> None:
@@ -255,7 +267,7 @@ def _draw_settings(axes: Axes, waterfall: Waterfall) -> None:
 def _colour(measured: Measured, change: float, before: float) -> str:
     if abs(change) < _UNSEEN * abs(before):
         return GREY
-    return GREEN if (change > 0) == (measured.better == "higher") else ORANGE
+    return GREEN if measured.better_from(before, before + change) else ORANGE
 
 
 def _percent(share: float) -> str:

@@ -83,10 +83,7 @@ def test_a_state_without_a_value_says_so_and_the_measure_after_it_shows_the_whol
 
 
 def test_nothing_anywhere_is_drawn_too(tmp_path: Path) -> None:
-    assert (
-        drawn(tmp_path, Measured(title="TTFT", unit="ms", values=(None,) * 4, better="lower")).count("out of")
-        == 5
-    )
+    assert drawn(tmp_path, Measured(title="TTFT", unit="ms", values=(None,) * 4, better="lower")).count("out of") == 5
 
 
 def test_a_quantity_without_a_value_for_every_state_is_refused() -> None:

@@ -1,0 +1,136 @@
+"""A service in steady state as tables: latencies, what each part does and what bounds it, and where figures come from.
+
+For the terminal and for pages alike. Not for how any of it is worked out (`fourlane.twin`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from fourlane.report.tables import Table, number, percent, time_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fourlane.spec.twin import Slo, Twin
+    from fourlane.twin.point_values import OperatingPoint, PhasePoint
+    from fourlane.twin.times import StepTime
+
+__all__ = [
+    "first_token_table",
+    "latency_table",
+    "point_tables",
+    "sources_table",
+    "step_table",
+    "units_table",
+    "where_from",
+]
+
+_TTFT_WORDS = {"exposed": "KV cache still travelling"}
+
+
+def point_tables(twin: Twin, point: OperatingPoint) -> list[Table]:
+    """Return the tables that tell an operating point, but for its sources."""
+    phases = (point.prefill, point.decode)
+    return [
+        latency_table(point, twin.slo),
+        units_table(twin, point),
+        first_token_table(point),
+        *(step_table(phase.phase, phase.step) for phase in phases),
+    ]
+
+
+def latency_table(point: OperatingPoint, slo: Slo) -> Table:
+    """Return latencies beside what the SLO asks for."""
+    rows = []
+    asked = (slo.ttft, slo.tpot)
+    shares = (point.slo.ttft_share, point.slo.tpot_share)
+    for name, times, bound, share in zip(("TTFT", "TPOT"), (point.ttft, point.tpot), asked, shares, strict=True):
+        cells = (time_text(each) for each in (times.mean, times.p50, times.p90, times.p99))
+        met = ("-", "-") if bound is None else (str(bound), percent(share))
+        rows.append((name, *cells, *met))
+    columns = ("", "mean", "p50", "p90", "p99", "asked", "within")
+    return Table(title="Latency", columns=columns, rows=tuple(rows))
+
+
+def units_table(twin: Twin, point: OperatingPoint) -> Table:
+    """Return what units of both phases and the way of KV cache do, and what bounds each."""
+    rows = [_unit_row(twin, phase) for phase in (point.prefill, point.decode)]
+    kv = point.kv
+    carried = f"{time_text(kv.transfer_s)} a request"
+    blocks = f"{percent(kv.blocks_used)} of blocks held"
+    rows.append(
+        ("KV cache", "", "", carried, "", _rate(kv.capacity), percent(kv.utilisation), "", "", blocks)
+    )  # fmt: skip
+    columns = (
+        "part", "units", "load a rank", "step", "streams", "requests/s at most", "used", "tokens/s a GPU",
+        "fullest rank", "bound by",
+    )  # fmt: skip
+    return Table(title="What each part does", columns=columns, rows=tuple(rows), left=frozenset({"bound by"}))
+
+
+def _unit_row(twin: Twin, phase: PhasePoint) -> tuple[str, ...]:
+    pool = twin.pools()[phase.phase]
+    what = "tokens" if phase.phase == "prefill" else "sequences"
+    return (
+        phase.phase,
+        f"{pool.units} x EP{pool.ranks}",
+        f"{number(phase.load)} {what}",
+        time_text(phase.step.seconds),
+        str(phase.step.streams),
+        _rate(phase.capacity),
+        percent(phase.utilisation),
+        number(phase.tokens_s_gpu),
+        f"{phase.balance:.2f} x mean",
+        phase.bound,
+    )
+
+
+def _rate(rate: float) -> str:
+    return number(rate) if math.isfinite(rate) else "no limit"
+
+
+def first_token_table(point: OperatingPoint) -> Table:
+    """Return what the mean time to first token is made of."""
+    whole = sum(point.ttft_parts.values())
+    rows = tuple(
+        (_TTFT_WORDS.get(name, name), time_text(seconds), percent(seconds / whole) if whole else "-")
+        for name, seconds in point.ttft_parts.items()
+    )
+    return Table(title="Mean time to first token", columns=("made of", "time", "share"), rows=rows)
+
+
+def step_table(phase: str, step: StepTime) -> Table:
+    """Return what a step is made of, part by part, with what bounds it."""
+    whole = step.seconds
+    rows = [
+        (name, time_text(seconds), percent(seconds / whole) if whole else "-", step.bounds.get(name, ""))
+        for name, seconds in step.parts.items()
+        if seconds > 0
+    ]
+    hidden = step.exchange_s - step.exposed_s
+    rows.append(("travelling, not hidden", time_text(step.exposed_s), percent(step.exposed_s / whole or 0.0), ""))
+    if hidden > 0:
+        rows.append(("travelling, hidden", time_text(hidden), percent(hidden / whole), ""))
+    streams = "one stream" if step.streams == 1 else "two streams"
+    return Table(
+        title=f"A {phase} step: {time_text(step.seconds)}, {streams}",
+        columns=("part", "time", "of step", "bound by"),
+        rows=tuple(rows),
+        left=frozenset({"bound by"}),
+    )
+
+
+def sources_table(sources: Mapping[str, str]) -> Table:
+    """Return where figures come from."""
+    rows = tuple((name, text) for name, text in sources.items())
+    return Table(title="Where figures come from", columns=("figure", "source"), rows=rows, left=frozenset({"source"}))
+
+
+def where_from(point: OperatingPoint) -> dict[str, str]:
+    """Return the sources of a point and of its steps' parts, each named once."""
+    found = dict(point.sources)
+    for phase in (point.prefill, point.decode):
+        found |= {f"{phase.phase}: {name}": text for name, text in phase.step.sources.items()}
+    return found
