@@ -122,11 +122,13 @@ class Stretch:
         computes_s: how long it computes.
         then: what it ends with; "midway" is a turn amid experts.
         travels_s: how long that is on its way, 0 for turns and the end.
+        posted_s: how long before the end of computing it is posted: a shared expert is computed after that.
     """
 
     computes_s: float
     then: Literal["turn", "dispatch", "midway", "combine", "end"]
     travels_s: float = 0.0
+    posted_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def timeline(streams: Sequence[Sequence[Stretch]], order: OverlapOrder) -> list[
             now_s = begin_s + stretch.computes_s
             intervals.append(Interval(stream, index, travels=False, begin_s=begin_s, end_s=now_s))
             if stretch.then in ("dispatch", "combine"):
-                sent_s = max(now_s, line_s)
+                sent_s = max(now_s - stretch.posted_s, line_s)
                 ready_s[stream] = line_s = sent_s + stretch.travels_s
                 intervals.append(Interval(stream, index, travels=True, begin_s=sent_s, end_s=line_s))
             if stretch.then != "turn" or order.at_turns:
