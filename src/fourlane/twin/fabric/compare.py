@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.parallel import ManyProgress
     from fourlane.twin.fabric.results import Results
 
-__all__ = ["ROUTINGS", "Compared", "Variant", "compare", "compared", "variants"]
+__all__ = ["ROUTINGS", "Compared", "Variant", "compare", "compared", "in_network", "variants"]
 
 ROUTINGS = ("ecmp", "adaptive", "spray")
 MARKS = Ecn(kmin=Size.parse("800kB"), kmax=Size.parse("3200kB"), pmax=0.2)
@@ -89,7 +89,7 @@ def variants(scenario: Scenario, traffic: str = "expert") -> dict[Variant, Scena
         raise SpecError(f'compare: expected a class of the flows ({", ".join(scenario.flows.kinds)}), got "{traffic}"')
     queues = ("shared", "own") if len(scenario.flows.kinds) > 1 else ("own",)
     made = [Variant(routing, queue, ecn) for routing in ROUTINGS for queue in queues for ecn in (True, False)]
-    return {variant: _changed(scenario, variant, traffic) for variant in made}
+    return {variant: in_network(scenario, variant, traffic) for variant in made}
 
 
 def compare(
@@ -120,8 +120,8 @@ def compared(made: Sequence[Variant], found: Sequence[Results], traffic: str) ->
     ]
 
 
-def _changed(scenario: Scenario, variant: Variant, traffic: str) -> Scenario:
-    """Return the scenario in another network."""
+def in_network(scenario: Scenario, variant: Variant, traffic: str = "expert") -> Scenario:
+    """Return a scenario in another network."""
     settings, kinds = scenario.settings, scenario.flows.kinds
     shared = variant.queue == "shared"
     planned = scenario.plan is not None

@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fourlane.spec.cluster import Cluster
     from fourlane.twin.fabric.expert_traffic import ExpertTraffic
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.topology import Topology
 
-__all__ = ["Exchange", "SimulatedExchange", "draws", "simulate_exchanges"]
+__all__ = ["Exchange", "SimulatedExchange", "busiest_ports", "draws", "infiniband", "simulate_exchanges"]
 
 RANKS_PER_NODE = 8
 _FP8_MESSAGE_HEADER = 16  # not counted in published rates
@@ -82,7 +83,7 @@ class Exchange:
     def topology(self) -> Topology:
         """Return the row's servers on InfiniBand, driven by its kernels."""
         return kernels_named(self.row.kernels).on(
-            _infiniband(self.row.ranks // RANKS_PER_NODE), forwards=self.row.mode == "normal"
+            rail_clos(infiniband(self.row.ranks // RANKS_PER_NODE)), forwards=self.row.mode == "normal"
         )
 
     def scenario(self) -> Scenario:
@@ -95,14 +96,15 @@ class Exchange:
         """Return the time beside the network's: the kernels' own, signals, and what combine reads."""
         row, kernels = self.row, kernels_named(self.row.kernels)
         by_nic = bool((~self.traffic.nvlink).any())
-        fixed = kernels.fixed_ps(self.operation, by_nic=by_nic, forwards=row.mode == "normal")
         if row.mode == "normal":
-            return fixed
+            return kernels.fixed_ps(self.operation, by_nic=by_nic, forwards=True)
         stay = RANKS_PER_NODE if row.nvlink else 1
-        fixed += kernels.signals_ps(row.experts * (row.ranks - stay) // row.ranks)
-        if self.operation == "combine":
-            fixed += kernels.reduction_ps(row.tokens * row.top_k * message_bytes(row.hidden, "bf16"))
-        return fixed
+        return kernels.beside_ps(
+            self.operation,
+            by_nic=by_nic,
+            experts=row.experts * (row.ranks - stay) // row.ranks,
+            reduced=row.tokens * row.top_k * message_bytes(row.hidden, "bf16"),
+        )
 
     @property
     def logical_bytes(self) -> float:
@@ -176,12 +178,12 @@ def _together(pairs: Sequence[tuple[Exchange, Results]]) -> SimulatedExchange:
         exchange.logical_bytes / 1e3 / (taken + beside) if row.in_rates else taken + beside
         for (exchange, _), taken in zip(pairs, network, strict=True)
     ]
-    used = [_busiest(exchange.topology, results) for exchange, results in pairs]
+    used = [busiest_ports(exchange.topology, results) for exchange, results in pairs]
     nic, nvlink = np.mean(used, axis=0).tolist()
     return SimulatedExchange(row, operation, tuple(figures), float(np.mean(network)), beside, nic, nvlink)
 
 
-def _busiest(topology: Topology, results: Results) -> tuple[float, float]:
+def busiest_ports(topology: Topology, results: Results) -> tuple[float, float]:
     """Return the use of the busiest NIC port and the busiest NVLink port, in either direction."""
     at_host = topology.node_kind[topology.port_node] == 0
     ends = at_host | at_host[topology.port_peer]
@@ -192,7 +194,7 @@ def _busiest(topology: Topology, results: Results) -> tuple[float, float]:
     )
 
 
-def _infiniband(servers: int) -> Topology:
+def infiniband(servers: int) -> Cluster:
     """Return servers of the catalog's H800 cluster, with InfiniBand's quicker switches."""
     cluster = load_cluster("h800-ft")
     assert cluster.hpn.spine is not None
@@ -202,4 +204,4 @@ def _infiniband(servers: int) -> Topology:
         leaf=msgspec.structs.replace(cluster.hpn.leaf, **quick),
         spine=msgspec.structs.replace(cluster.hpn.spine, **quick),
     )
-    return rail_clos(msgspec.structs.replace(cluster, name="h800-infiniband", servers=servers, hpn=hpn))
+    return msgspec.structs.replace(cluster, name="h800-infiniband", servers=servers, hpn=hpn)

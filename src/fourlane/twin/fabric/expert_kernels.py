@@ -97,6 +97,18 @@ class ExpertKernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         overhead = self.forwarded if forwards else self.over_nic if by_nic else self.over_nvlink
         return int(getattr(overhead, operation))
 
+    def beside_ps(self, operation: Operation, *, by_nic: bool, experts: int, reduced: int) -> int:
+        """Return what low-latency kernels take beside what the network does.
+
+        Args:
+            operation: dispatch or combine.
+            by_nic: messages leave the node.
+            experts: those that each rank sends to by NIC, to close the streams to.
+            reduced: bytes that combine sums.
+        """
+        taken = self.fixed_ps(operation, by_nic=by_nic) + self.signals_ps(experts)
+        return taken + (self.reduction_ps(reduced) if operation == "combine" else 0)
+
     def signals_ps(self, experts: int) -> int:
         """Return what closing the streams to so many experts costs the NIC."""
         return int(self.signal) * experts

@@ -1,0 +1,160 @@
+"""How long dispatch and combine take: a table of packet runs, read between its points.
+
+A run's time is the network's; what kernels take beside it is added (`ExchangeSetting.beside_ps`). Over tokens a rank,
+times are read along straight lines from run to run, and on beyond the last one along the last line: the network's time
+is a constant and so much a token, as nearly as `tests/unit/twin/exchange` holds it to. What goes to the fullest rank
+takes in proportion to how full it is, beside the constant, and the others take as long as without it: the longer of
+both counts. Times never fall where tokens or imbalance rise. Not for which runs are made and kept
+(`fourlane.twin.exchange.filling`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from fourlane.twin.times import Operation, Timed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fourlane.twin.exchange.setting import ExchangeSetting
+
+__all__ = ["ExchangeTable", "IdealExchange", "Measured"]
+
+_PS = 1e-12
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What a packet run showed: seconds on the network, and the use of the busiest NIC and NVLink port meanwhile."""
+
+    operation: Operation
+    tokens: int
+    max_over_mean: float
+    seconds: float
+    nic: float
+    nvlink: float
+
+
+@dataclass(frozen=True)
+class ExchangeTable:
+    """Times of a setting's dispatch and combine.
+
+    Args:
+        setting: what is exchanged, and where.
+        runs: packet runs: of each operation, for each imbalance, at two or more numbers of tokens.
+        key: of the table in the cache, which names all that went into it.
+        slowdown: by what the network's time grows by KV cache that shares it.
+        beside: what shares it, in words.
+    """
+
+    setting: ExchangeSetting
+    runs: tuple[Measured, ...]
+    key: str
+    slowdown: float = 1.0
+    beside: str = ""
+
+    def operation(self, operation: Operation, tokens: float, max_over_mean: float) -> Timed:
+        """Return what it takes with so many tokens a rank, the fullest receiver getting so many times the mean."""
+        if self.setting.ranks == 1:
+            return Timed(0.0, "none", "one rank: nothing is exchanged")
+        network = self.network_s(operation, tokens, max_over_mean)
+        fixed = self.setting.beside_ps(operation, tokens) * _PS
+        still = self.network_s(operation, 0.0, 1.0) + self.setting.beside_ps(operation, 0.0) * _PS
+        bound = "latency" if still > (network + fixed) / 2 else self._port(operation)
+        return Timed(network + fixed, bound, self.source)
+
+    def network_s(self, operation: Operation, tokens: float, max_over_mean: float = 1.0) -> float:
+        """Return the seconds of it that the network takes."""
+        (_, balanced), *skewed = self._curves[operation]
+        still, found = balanced.at(0.0), balanced.at(tokens)
+        for level, curve in skewed:
+            found = max(found, still + (curve.at(tokens) - still) * max_over_mean / level)
+        return found * self.slowdown
+
+    @property
+    def source(self) -> str:
+        """Return where its times come from, in words."""
+        setting, lanes = self.setting, self.setting.lanes
+        what = f"packets: EP{setting.ranks} on {setting.cluster.name}, {lanes.name}"
+        return f"{what}{self.beside}; table {self.key[:8]}, {len(self.runs)} runs; {setting.kernels_source}"
+
+    @cached_property
+    def _curves(self) -> dict[str, list[tuple[float, _Curve]]]:
+        found: dict[str, dict[float, list[Measured]]] = {}
+        for run in self.runs:
+            found.setdefault(run.operation, {}).setdefault(run.max_over_mean, []).append(run)
+        return {operation: _levels(sorted(levels.items())) for operation, levels in found.items()}
+
+    def _port(self, operation: Operation) -> str:
+        last = max((run for run in self.runs if run.operation == operation), key=lambda run: run.tokens)
+        return "nic" if last.nic >= last.nvlink else "nvlink"
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Seconds over tokens, along straight lines that never fall."""
+
+    tokens: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @staticmethod
+    def of(runs: Sequence[Measured]) -> _Curve:
+        ordered = sorted(runs, key=lambda run: run.tokens)
+        rising = np.maximum.accumulate([run.seconds for run in ordered])
+        return _Curve(tuple(float(run.tokens) for run in ordered), tuple(rising.tolist()))
+
+    def times(self, factor: float) -> _Curve:
+        return _Curve(self.tokens, tuple(second * factor for second in self.seconds))
+
+    def at(self, tokens: float) -> float:
+        return max(0.0, _between(self.tokens, self.seconds, tokens))
+
+
+def _levels(runs: Sequence[tuple[float, list[Measured]]]) -> list[tuple[float, _Curve]]:
+    """Return a curve for each imbalance; one that was run once is as many times the first as it was there."""
+    first = _Curve.of(runs[0][1])
+    curves = []
+    for level, measured in runs:
+        only = measured[0]
+        curve = first.times(only.seconds / first.at(only.tokens)) if len(measured) == 1 else _Curve.of(measured)
+        curves.append((level, curve))
+    return curves
+
+
+def _between(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """Return a value between points, or beyond the first or last two along their line."""
+    if len(places) == 1:
+        return values[0]
+    upper = min(max(bisect_right(places, place), 1), len(places) - 1)
+    low, high = places[upper - 1], places[upper]
+    slope = (values[upper] - values[upper - 1]) / (high - low)
+    return values[upper - 1] + slope * (place - low)
+
+
+@dataclass(frozen=True, slots=True)
+class IdealExchange:
+    """A network on which only bytes take time, for bounds.
+
+    Args:
+        dispatch_bytes, combine_bytes: of a token's copy.
+        copies: of each token.
+        rate: bytes a second of a rank's NIC.
+        source: in words.
+    """
+
+    dispatch_bytes: float
+    combine_bytes: float
+    copies: float
+    rate: float
+    source: str = "bytes over the NIC's rate"
+
+    def operation(self, operation: Operation, tokens: float, max_over_mean: float) -> Timed:
+        """Return what it takes with so many tokens a rank, the fullest receiver getting so many times the mean."""
+        size: dict[str, Any] = {"dispatch": self.dispatch_bytes, "combine": self.combine_bytes}
+        return Timed(tokens * self.copies * size[operation] / self.rate * max_over_mean, "nic", self.source)
