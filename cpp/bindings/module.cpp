@@ -29,6 +29,7 @@ using namespace nb::literals;
 
 void bind_balance(nb::module_& module);
 void bind_fabric(nb::module_& module);
+void bind_flow_level(nb::module_& module);
 void bind_shared_exchange(nb::module_& module);
 void bind_split_aware(nb::module_& module);
 void bind_token_split(nb::module_& module);
@@ -447,6 +448,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("sleeps", &fourlane::SocketMesh::sleeps, "How often `wait` slept.");
     bind_balance(module);
     bind_fabric(module);
+    bind_flow_level(module);
     bind_shared_exchange(module);
     bind_split_aware(module);
     bind_token_split(module);

@@ -22,6 +22,7 @@ MAY_USE_NATIVE = (
     "engine/model/cpu_kernels.py",
     "policy/",
     "twin/fabric/",
+    "twin/flow_level/",
 )
 TORCH_FREE = [
     "fourlane",
