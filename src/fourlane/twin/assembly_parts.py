@@ -6,7 +6,7 @@ planner) starts from it. Not for how the parts work: each is behind a protocol o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -106,16 +106,21 @@ class Overheads:
         arrive_s: from the client's sending to the gateway's choice of ranks: HTTP, template, tokenizing.
         reserve_s: to the decode rank and back, for pages.
         deliver_s: from a rank's sampling to the client's reading.
+        request_host_s, token_host_s, message_host_s: processor time of gateway and client for each request, token and
+            step that tells tokens, which on a host whose `cores` ranks share they take from the ranks.
         source: in words.
     """
 
     arrive_s: float = 0.0
     reserve_s: float = 0.0
     deliver_s: float = 0.0
+    request_host_s: float = 0.0
+    token_host_s: float = 0.0
+    message_host_s: float = 0.0
     source: str = "assumed: none"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PhaseModel:
     """Like units of one phase.
 
@@ -140,8 +145,13 @@ class PhaseModel:
         """Return the ranks of all units."""
         return self.pool.units * self.pool.ranks
 
+    def with_exchange(self, exchange: ExchangeTimes) -> PhaseModel:
+        """Return the same units with another exchange."""
+        steps: Any = self.steps  # a dataclass that has its exchange as a field
+        return replace(self, steps=replace(steps, exchange=exchange), exchange=exchange)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Assembly:
     """A twin, ready to be asked.
 

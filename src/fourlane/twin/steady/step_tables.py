@@ -1,0 +1,130 @@
+"""What steps take, as tables filled once from a phase's step model: the fixed points of a steady state ask many times.
+
+Between the filled loads times are straight lines. Not for what a step is made of: that is asked of the step model
+itself, once the load is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fourlane.twin.times import GroupLoad
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fourlane.twin.assembly_parts import StepTimes
+
+    Floats = NDArray[np.float64]
+
+__all__ = ["DecodeTable", "PrefillTable", "decode_load", "decode_table", "fullest_of", "prefill_load", "prefill_table"]
+
+_SHARES = (0.02, 0.25, 0.5, 0.75, 1.0)
+_PREFILL_POINTS, _DECODE_POINTS = 8, 16
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PrefillTable:
+    """Seconds of prefill steps, [fullest rank's tokens, mean rank's as a share of them]."""
+
+    tokens_X: Floats
+    seconds_XY: Floats
+
+    def seconds(self, fullest: float, mean: float) -> float:
+        """Return what a step takes with so many tokens on the fullest and on the mean rank."""
+        share = min(1.0, mean / fullest) if fullest > 0 else 1.0
+        by_tokens = [np.interp(share, _SHARES, row) for row in self.seconds_XY]
+        return float(np.interp(fullest, self.tokens_X, by_tokens))
+
+    def alone(self, tokens_N: Floats, ranks: int) -> Floats:
+        """Return what steps take in which one rank of so many has tokens, 0 where it has none."""
+        by_tokens = [np.interp(1.0 / ranks, _SHARES, row) for row in self.seconds_XY]
+        return np.where(tokens_N > 0, np.interp(tokens_N, self.tokens_X, by_tokens), 0.0)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DecodeTable:
+    """Seconds of decode steps by sequences on the mean rank, [sequences]."""
+
+    sequences_X: Floats
+    seconds_X: Floats
+
+    def seconds(self, sequences: float) -> float:
+        """Return what a step takes with so many sequences a rank."""
+        return float(np.interp(sequences, self.sequences_X, self.seconds_X))
+
+    def sequences(self, begun: float) -> float:
+        """Return the sequences a rank has under way if so many steps of sequences begin a second."""
+        flow_X = self.sequences_X / self.seconds_X
+        return float(np.interp(begun, np.maximum.accumulate(flow_X), self.sequences_X))
+
+
+def prefill_load(ranks: int, *, fullest: float, mean: float, pairs: float, prompt: float) -> GroupLoad:
+    """Return the load of a prefill step.
+
+    Args:
+        ranks: of a unit.
+        fullest, mean: prompt tokens of the fullest and the mean rank.
+        pairs: positions a token attends to.
+        prompt: tokens of a prompt that are computed; as many prompts end in a step as go into its tokens.
+    """
+    return GroupLoad(
+        ranks=ranks,
+        prefill_tokens=fullest,
+        prefill_pairs=fullest * pairs,
+        decode_tokens=0.0,
+        decode_context=0.0,
+        logits=max(1.0, fullest / prompt),
+        tokens=mean,
+    )
+
+
+def decode_load(ranks: int, *, fullest: float, mean: float, context: float, rows: float) -> GroupLoad:
+    """Return the load of a decode step.
+
+    Args:
+        ranks: of a unit.
+        fullest, mean: sequences of the fullest and the mean rank.
+        context: positions a sequence has in its cache.
+        rows: tokens a sequence computes a step, drafted ones included.
+    """
+    return GroupLoad(
+        ranks=ranks,
+        prefill_tokens=0.0,
+        prefill_pairs=0.0,
+        decode_tokens=fullest * rows,
+        decode_context=fullest * context,
+        logits=fullest * rows,
+        tokens=mean * rows,
+    )
+
+
+def prefill_table(steps: StepTimes, ranks: int, *, most: float, pairs: float, prompt: float) -> PrefillTable:
+    """Fill a table up to `most` tokens a rank; other arguments as of `prefill_load`."""
+    tokens_X = np.unique(np.geomspace(1.0, max(2.0, most), _PREFILL_POINTS))
+    seconds_XY = [
+        [
+            steps.step(prefill_load(ranks, fullest=fullest, mean=fullest * share, pairs=pairs, prompt=prompt)).seconds
+            for share in _SHARES
+        ]
+        for fullest in tokens_X.tolist()
+    ]
+    return PrefillTable(tokens_X, np.array(seconds_XY))
+
+
+def decode_table(steps: StepTimes, ranks: int, *, most: float, context: float, rows: float) -> DecodeTable:
+    """Fill a table up to `most` sequences a rank; other arguments as of `decode_load`."""
+    sequences_X = np.unique(np.geomspace(1.0 / ranks, max(2.0, most), _DECODE_POINTS))
+    seconds_X = [
+        steps.step(decode_load(ranks, fullest=fullest_of(mean), mean=mean, context=context, rows=rows)).seconds
+        for mean in sequences_X.tolist()
+    ]
+    return DecodeTable(sequences_X, np.array(seconds_X))
+
+
+def fullest_of(mean: float) -> float:
+    """Return the sequences of the fullest of ranks kept equally full: whole ones, which end when they will."""
+    return max(1.0, mean + min(1.0, mean))
