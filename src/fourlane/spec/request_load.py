@@ -1,4 +1,4 @@
-"""How long requests are and when they come, as text and figures say it, drawn from a generator that is passed.
+"""How long requests are and when they come, as text and figures say it, drawn from one seed.
 
 `fourlane bench serve` sends such loads to a live service, the twin to a simulated one. Not for prompts
 (`gateway.load.workload`) nor for recorded loads (`request_traces`).
@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import math
+import random
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -15,10 +17,9 @@ import msgspec
 from fourlane.errors import SpecError
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Iterator
 
-__all__ = ["Arrivals", "Lengths"]
+__all__ = ["Arrivals", "Lengths", "draw_requests"]
 
 _Z99 = 2.3263478740408408  # the 99th percentile of the standard normal distribution
 
@@ -101,3 +102,13 @@ class Arrivals(msgspec.Struct, frozen=True, kw_only=True):
             return 1.0 / self.rate
         shape = 1.0 / self.burstiness**2
         return generator.gammavariate(shape, 1.0 / (self.rate * shape))
+
+
+def draw_requests(
+    arrivals: Arrivals, *, requests: int, input_lengths: Lengths, output_lengths: Lengths, seed: int
+) -> Iterator[tuple[float | None, int, int]]:
+    """Yield due time in seconds (None: closed loop), prompt and answer tokens of each request."""
+    generator = random.Random(seed)  # noqa: S311 - load, not cryptography
+    times = arrivals.times(random.Random(f"{seed}/arrivals"))  # noqa: S311
+    for due_s in islice(times, requests):
+        yield due_s, input_lengths.draw(generator), output_lengths.draw(generator)

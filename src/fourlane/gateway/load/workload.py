@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from fourlane.spec.request_load import draw_requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,9 +46,9 @@ def plan_requests(
     texts: Sequence[str] = (),
 ) -> Iterable[PlannedRequest]:
     """Plan a load of random token ids, or of `texts` in turn (`input_lengths` then goes unused)."""
-    generator = random.Random(seed)  # noqa: S311
-    times = arrivals.times(random.Random(f"{seed}/arrivals"))  # noqa: S311
-    for index, due_s in islice(zip(count(), times, strict=False), requests):
-        length = input_lengths.draw(generator)
+    drawn = draw_requests(
+        arrivals, requests=requests, input_lengths=input_lengths, output_lengths=output_lengths, seed=seed
+    )
+    for index, (due_s, length, output) in enumerate(drawn):
         prompt = texts[index % len(texts)] if texts else token_ids(f"{seed}/{index}", length, vocabulary=vocabulary)
-        yield PlannedRequest(prompt=prompt, max_tokens=output_lengths.draw(generator), due_s=due_s)
+        yield PlannedRequest(prompt=prompt, max_tokens=output, due_s=due_s)

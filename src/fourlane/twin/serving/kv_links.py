@@ -1,0 +1,51 @@
+"""KV cache on its way: out of prefill ranks' NICs, into decode ranks'.
+
+Each end serves what it is given in order, at its rate; a piece is through when both ends are, and not before the layer
+computed last has followed. So a receiver that several ranks send to is waited for, and so is a sender of several
+prompts. Rates are those of `KvTransfer`; not for what lies between the NICs (`fourlane.twin.kv_path`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourlane.twin.assembly_parts import Assembly
+
+__all__ = ["KvLinks"]
+
+
+class KvLinks:
+    """Both ends of all transfers."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        kv = assembly.kv
+        self._out_s, self._in_s = 1 / kv.out_rate, 1 / kv.in_rate
+        self._latency_s = kv.latency_s
+        self._token_bytes = assembly.kv_token_bytes
+        self._layers = assembly.architecture.layers
+        self._prefill_ranks, self._decode_ranks = assembly.prefill.pool.ranks, assembly.decode.pool.ranks
+        self._out_until = [0.0] * assembly.prefill.ranks
+        self._in_until = [0.0] * assembly.decode.ranks
+        self.out_slowdown = [1.0] * assembly.prefill.pool.units
+        self.in_slowdown = [1.0] * assembly.decode.pool.units
+        self.bytes = 0.0
+        self.busy_out_s = [0.0] * assembly.prefill.ranks
+        self.busy_in_s = [0.0] * assembly.decode.ranks
+
+    def send(self, sender: int, receiver: int, tokens: int, *, begin: float, end: float) -> float:
+        """Send the KV of tokens that are computed, layer by layer, from `begin` to `end`; return when it is there.
+
+        Equal times: all of it is there already.
+        """
+        size = tokens * self._token_bytes
+        self.bytes += size
+        first = begin + (end - begin) / self._layers
+        out_s = size * self._out_s * self.out_slowdown[sender // self._prefill_ranks]
+        in_s = size * self._in_s * self.in_slowdown[receiver // self._decode_ranks]
+        self._out_until[sender] = max(self._out_until[sender], first) + out_s
+        self._in_until[receiver] = max(self._in_until[receiver], first) + in_s
+        self.busy_out_s[sender] += out_s
+        self.busy_in_s[receiver] += in_s
+        last_layer = end + max(out_s, in_s) / self._layers
+        return max(self._out_until[sender], self._in_until[receiver], last_layer) + self._latency_s
