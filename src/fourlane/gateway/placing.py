@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fourlane.policy.prefix import prefix_hashes
-from fourlane.policy.request_routing import choose_decode, choose_prefill, choose_unified, pages_wanted, queue_limit
+from fourlane.policy.request_routing import (
+    choose_decode,
+    choose_prefill,
+    choose_unified,
+    group_steps,
+    pages_wanted,
+    queue_limit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -48,7 +57,10 @@ def _place_pair(
     if at is None:
         return None
     prefillers = [rank for rank in ranks if rank.role == "prefill"]
-    faces = [rank.prefill_face(choice.hashes, tokens, now) for rank in prefillers]
+    faces = [
+        rank.prefill_face(choice.hashes, tokens, now, step_tokens=step)
+        for rank, step in zip(prefillers, _group_steps(prefillers), strict=True)
+    ]
     by = choose_prefill(
         faces,
         prompt_tokens=tokens,
@@ -79,6 +91,13 @@ def _pages_wanted(choice: Choice, ranks: Sequence[RankView], block_size: int) ->
         largest=max((rank.total_pages for rank in ranks), default=0),
         block_size=block_size,
     )
+
+
+def _group_steps(ranks: Sequence[RankView]) -> list[int]:
+    pool = ranks[0].pool
+    queued_G = np.array([rank.queued_tokens for rank in ranks], np.int64)
+    group_ranks = pool.expert_parallel or len(ranks)
+    return group_steps(queued_G, group_ranks=group_ranks, chunk_tokens=pool.chunk_tokens).tolist()
 
 
 def _avoided(choice: Choice, ranks: Sequence[RankView]) -> set[int]:

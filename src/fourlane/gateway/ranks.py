@@ -114,12 +114,14 @@ class RankView:
         """Tell whether it may be given a new sequence."""
         return self.state == "ready" and now >= self.blocked_until
 
-    def prefill_face(self, hashes: Sequence[bytes], tokens: int, now: float) -> PrefillCandidate:
+    def prefill_face(
+        self, hashes: Sequence[bytes], tokens: int, now: float, *, step_tokens: int = 0
+    ) -> PrefillCandidate:
         """Return it as a candidate to prefill a prompt of `tokens` tokens with these block hashes."""
         cached = 0
         if self.pool.prefix_cache and self._seen:
             cached = prefix_tokens(hashes, self._seen, block_size=self.block_size, prompt_tokens=tokens)
-        return PrefillCandidate(self.queued_tokens, cached, self.available(now))
+        return PrefillCandidate(self.queued_tokens, cached, self.available(now), step_tokens)
 
     def decode_face(self, now: float) -> DecodeCandidate:
         """Return it as a candidate to decode."""

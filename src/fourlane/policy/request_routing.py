@@ -1,6 +1,7 @@
 """Which rank prefills a request, and which decodes it.
 
-A prefill rank is chosen by the tokens it has still to compute, less those its prefix cache saves;
+A prefill rank is chosen by the tokens it has still to compute and the step of its group it would
+wait for, less those its prefix cache saves;
 a decode rank by free KV pages and running sequences. Choices are made over arrays of ranks
 (`PrefillCandidates`, `DecodeCandidates`), so that they are as quick among hundreds of them; lists of
 single candidates are turned into arrays. Not for the order of the queue in front
@@ -29,6 +30,7 @@ __all__ = [
     "choose_prefill",
     "choose_prefill_among",
     "choose_unified",
+    "group_steps",
     "pages_for",
     "pages_wanted",
     "prefix_tokens",
@@ -56,11 +58,13 @@ class PrefillCandidate:
         queued_tokens: prompt tokens it was given and has not computed.
         cached_tokens: tokens of this prompt its prefix cache is believed to hold.
         available: whether it may be given work (not dead, starting or paused).
+        step_tokens: what its group computes first, by `group_steps`: ranks of a group step together.
     """
 
     queued_tokens: int
     cached_tokens: int = 0
     available: bool = True
+    step_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class PrefillCandidates:
     queued_G: NDArray[np.int64]
     cached_G: NDArray[np.int64]
     available_G: NDArray[np.bool_]
+    step_G: NDArray[np.int64]
 
     @classmethod
     def of(cls, candidates: Sequence[PrefillCandidate]) -> PrefillCandidates:
@@ -101,6 +106,7 @@ class PrefillCandidates:
             np.array([candidate.queued_tokens for candidate in candidates], np.int64),
             np.array([candidate.cached_tokens for candidate in candidates], np.int64),
             np.array([candidate.available for candidate in candidates], np.bool_),
+            np.array([candidate.step_tokens for candidate in candidates], np.int64),
         )
 
     def admits(self, prompt_tokens: int, limit: int) -> NDArray[np.bool_]:
@@ -165,6 +171,23 @@ def queue_limit(chunk_tokens: int) -> int:
     return QUEUE_CHUNKS * chunk_tokens
 
 
+def group_steps(queued_G: NDArray[np.int64], *, group_ranks: int, chunk_tokens: int) -> NDArray[np.int64]:
+    """Return for each rank the tokens of the step its group is at, or begins next: the fullest rank's, a chunk at most.
+
+    Whoever joins a group at work waits for that step. It is the same for all ranks of a group, so it only tells groups
+    apart; a rank that steps alone waits for nobody.
+
+    Args:
+        queued_G: prompt tokens of each rank, groups one after the other.
+        group_ranks: ranks of a group.
+        chunk_tokens: most tokens of a rank in a step.
+    """
+    if group_ranks == 1:
+        return np.zeros_like(queued_G)
+    fullest = np.minimum(queued_G.reshape(-1, group_ranks).max(axis=1), chunk_tokens)
+    return np.repeat(fullest, group_ranks)
+
+
 def retry_delay(retries: int, first_s: float) -> float:
     """Return how long to wait before retry number `retries`, in seconds: twice as long each time."""
     return min(MAX_RETRY_DELAY_S, first_s * 2 ** (retries - 1))
@@ -188,7 +211,8 @@ def choose_prefill(
 ) -> int | None:
     """Return the index of the rank that would have computed this prompt soonest, or None.
 
-    A token saved by the prefix cache is worth a token of queue. A rank whose queue would pass
+    A token saved by the prefix cache is worth a token of queue, and so is one less of the step its
+    group has before it. A rank whose queue would pass
     `queue_limit` tokens is passed over unless its queue is empty: requests beyond it wait where
     they can still go anywhere. Ranks in `avoid` are taken only if no other will do; ties go to
     the lowest index.
@@ -203,7 +227,7 @@ def choose_prefill_among(
 ) -> int | None:
     """Return what `choose_prefill` does, of ranks in arrays."""
     allowed_G = candidates.admits(prompt_tokens, queue_limit)
-    return _least(allowed_G, candidates.queued_G - candidates.cached_G, avoid)
+    return _least(allowed_G, candidates.queued_G + candidates.step_G - candidates.cached_G, avoid)
 
 
 def choose_decode(candidates: Sequence[DecodeCandidate], *, pages: int, avoid: Collection[int] = ()) -> int | None:

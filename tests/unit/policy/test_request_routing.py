@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from fourlane.policy.request_routing import (
     choose_decode,
     choose_prefill,
     choose_unified,
+    group_steps,
     pages_for,
     prefix_tokens,
 )
@@ -21,7 +23,7 @@ tokens = st.integers(0, 5000)
 
 @st.composite
 def prefill_ranks(draw: st.DrawFn) -> list[PrefillCandidate]:
-    return draw(st.lists(st.builds(PrefillCandidate, tokens, st.integers(0, 400), st.booleans()), max_size=8))
+    return draw(st.lists(st.builds(PrefillCandidate, tokens, st.integers(0, 400), st.booleans(), tokens), max_size=8))
 
 
 @st.composite
@@ -49,7 +51,7 @@ def test_a_prefill_rank_is_available_has_queue_and_none_would_compute_sooner(
         assert not fit
         return
     assert chosen in fit
-    cost = [rank.queued_tokens - rank.cached_tokens for rank in ranks]
+    cost = [rank.queued_tokens + rank.step_tokens - rank.cached_tokens for rank in ranks]
     assert all(cost[chosen] <= cost[index] for index in fit)
     assert all(cost[index] > cost[chosen] for index in fit if index < chosen)
 
@@ -149,3 +151,20 @@ def test_a_unified_rank_is_chosen_by_queue_cache_and_running_sequences() -> None
 def test_of_equal_ranks_the_first_is_chosen() -> None:
     assert choose_prefill([PrefillCandidate(5)] * 3, prompt_tokens=9, queue_limit=100) == 0
     assert choose_decode([DecodeCandidate(9, 9, 0, 4)] * 3, pages=1) == 0
+
+
+def test_an_idle_group_is_better_than_an_idle_rank_of_a_group_at_work() -> None:
+    queued_G = np.array([300, 0, 0, 0])
+    steps = group_steps(queued_G, group_ranks=2, chunk_tokens=256).tolist()
+    assert steps == [256, 256, 0, 0]
+    ranks = [PrefillCandidate(int(queued), step_tokens=step) for queued, step in zip(queued_G, steps, strict=True)]
+    assert choose_prefill(ranks, prompt_tokens=100, queue_limit=1000) == 2
+
+
+@given(st.lists(tokens, min_size=1, max_size=6), st.integers(1, 5000), st.integers(1, 9000))
+def test_within_one_group_the_step_makes_no_difference(queued: list[int], prompt: int, limit: int) -> None:
+    steps = group_steps(np.array(queued), group_ranks=len(queued), chunk_tokens=512).tolist()
+    with_step = [PrefillCandidate(each, step_tokens=step) for each, step in zip(queued, steps, strict=True)]
+    without = [PrefillCandidate(each) for each in queued]
+    chosen = [choose_prefill(ranks, prompt_tokens=prompt, queue_limit=limit) for ranks in (with_step, without)]
+    assert chosen[0] == chosen[1]

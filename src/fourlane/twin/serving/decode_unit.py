@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import ceil, floor, inf, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,14 +18,10 @@ from fourlane.policy.request_routing import pages_for
 from fourlane.twin.serving.records import DecodeLeap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fourlane.twin.assembly_parts import Assembly
-    from fourlane.twin.serving.clock import Clock
     from fourlane.twin.serving.fast_steps import FastSteps
     from fourlane.twin.serving.gateway import Gateway
-    from fourlane.twin.serving.host import Host
-    from fourlane.twin.serving.records import Records
+    from fourlane.twin.serving.host import Surroundings
     from fourlane.twin.serving.sequence import Sequence
     from fourlane.twin.times import Phase
 
@@ -75,6 +71,18 @@ class Leap:
         return max(0, min(self.steps, floor(steps + _SAME)))
 
 
+class DecodeListener(Protocol):
+    """Who wants to know what becomes of sequences."""
+
+    def ended(self, sequence: Sequence) -> None:
+        """Take a sequence that has all its tokens."""
+        ...
+
+    def evicted(self, sequence: Sequence) -> None:
+        """Take a sequence that lost its pages to older ones."""
+        ...
+
+
 class DecodeUnit:
     """One expert-parallel group of the decode pool.
 
@@ -82,9 +90,9 @@ class DecodeUnit:
         index: of the unit.
         assembly: it belongs to.
         steps: what steps take.
-        clock, host, records, gateway: of the simulation.
-        ended: called with each sequence that has all its tokens.
-        evicted: called with each that lost its pages to older ones.
+        around: what all units share.
+        gateway: whose books it keeps up to date.
+        listener: is told who has ended and who was evicted.
     """
 
     phase: Phase = "decode"
@@ -95,12 +103,9 @@ class DecodeUnit:
         assembly: Assembly,
         steps: FastSteps,
         *,
-        clock: Clock,
-        host: Host,
-        records: Records,
+        around: Surroundings,
         gateway: Gateway,
-        ended: Callable[[Sequence], None],
-        evicted: Callable[[Sequence], None],
+        listener: DecodeListener,
     ) -> None:
         model = assembly.decode
         self.index = index
@@ -114,8 +119,8 @@ class DecodeUnit:
         self._block_size = assembly.twin.block_size
         self._tokens = assembly.tokens_per_step
         self._drafted = 1 + assembly.twin.assumptions.mtp_tokens
-        self._clock, self._host, self._records, self._gateway = clock, host, records, gateway
-        self._ended, self._evicted = ended, evicted
+        self._clock, self._host, self._records = around.clock, around.host, around.records
+        self._gateway, self._listener = gateway, listener
         self._step = 0
         """Steps it has taken."""
         self._leap: Leap | None = None
@@ -284,7 +289,7 @@ class DecodeUnit:
             self._remove(sequence)
             self.held_G[sequence.decode_rank - self._first] -= sequence.pages
             sequence.pages = 0
-            self._ended(sequence)
+            self._listener.ended(sequence)
 
     def _take_in(self, sequence: Sequence, now: float) -> None:
         rank = sequence.decode_rank - self._first
@@ -317,19 +322,18 @@ class DecodeUnit:
             heappop(endings)
         if not endings:
             return None
-        rows = int(self._rows_G.max())
+        rows, sequences = int(self._rows_G.max()), int(self._rows_G.sum())
         context_G = self._base_G + (self._tokens * self._step) * self._rows_G
         context = float(context_G.max())
-        growth = self._tokens * rows
-        sequences = int(self._rows_G.sum())
         mean = sequences * self._drafted / self.ranks
-        steps = min(endings[0][0] - self._step, max(SHORT_STEPS, floor(GROWTH * context / growth)))
+        steps = min(endings[0][0] - self._step, max(SHORT_STEPS, floor(GROWTH * context / (self._tokens * rows))))
         steps = max(1, min(steps, self._steps_with_pages(steps)))
         first = self.steps.decode(rows * self._drafted, context, mean)
-        more = 0.0
+        more = growth = 0.0
         if steps > 1:
-            last = self.steps.decode(rows * self._drafted, context + growth * (steps - 1), mean)
-            more = (last - first) / (steps - 1)
+            grown = float((context_G + (self._tokens * (steps - 1)) * self._rows_G).max())
+            last = self.steps.decode(rows * self._drafted, grown, mean)
+            more, growth = (last - first) / (steps - 1), (grown - context) / (steps - 1)
         record = DecodeLeap(self.index, steps, rows * self._drafted, context, growth, mean, sequences)
         return Leap(steps, first, more, now, now, record)
 
@@ -377,5 +381,5 @@ class DecodeUnit:
         self._remove(youngest)
         self.held_G[rank] -= youngest.pages
         youngest.pages = 0
-        self._evicted(youngest)
+        self._listener.evicted(youngest)
         return youngest

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from fourlane.twin.assembly_parts import StepTimes
     from fourlane.twin.times import StepTime
 
-__all__ = ["FastSteps"]
+__all__ = ["FastSteps", "Point", "load_of"]
 
 _LINEAR = 4
 """Below it points are whole numbers apart; shares of a token (a mean over ranks) have points in each doubling, too."""
 _PER_DOUBLING = 2
+_LEAST = 2.0**-20
+"""The first point above none: a token of a million ranks."""
 
 Point = tuple[float, float, float, float, float, float]
 """Prefill tokens and pairs, decode rows and context, logits, mean tokens a rank."""
@@ -30,7 +32,7 @@ class FastSteps:
 
     def __init__(self, steps: StepTimes, ranks: int) -> None:
         self._steps = steps
-        self._ranks = ranks
+        self.ranks = ranks
         self._points: dict[Point, StepTime] = {}
 
     def prefill(self, tokens: float, pairs: float, *, logits: int, mean: float) -> float:
@@ -74,20 +76,18 @@ class FastSteps:
         """Return the step at a point of the grid."""
         known = self._points.get(point)
         if known is None:
-            known = self._points[point] = self._steps.step(load_of(point, self._ranks))
+            known = self._points[point] = self._steps.step(load_of(point, self.ranks))
         return known
 
-    def nearest(self, load: GroupLoad) -> StepTime:
-        """Return the step at the point of the grid that is nearest to a load, to see what it is made of."""
-        return self.at(
-            (
-                _nearest(load.prefill_tokens),
-                _nearest(load.prefill_pairs),
-                _nearest(load.decode_tokens),
-                _nearest(load.decode_context),
-                _nearest(load.logits),
-                _nearest(load.tokens),
-            )
+    def nearest_point(self, load: GroupLoad) -> Point:
+        """Return the point of the grid that is nearest to a load, to see what its steps are made of."""
+        return (
+            _nearest(load.prefill_tokens),
+            _nearest(load.prefill_pairs),
+            _nearest(load.decode_tokens),
+            _nearest(load.decode_context),
+            _nearest(load.logits),
+            _nearest(load.tokens),
         )
 
 
@@ -107,8 +107,9 @@ def load_of(point: Point, ranks: int) -> GroupLoad:
 
 def _between(value: float) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the points below and above a value, each with its weight."""
-    if value <= 0:
-        return (0.0, 1.0), (0.0, 0.0)
+    if value <= _LEAST:
+        share = max(0.0, value) / _LEAST
+        return (0.0, 1 - share), (_LEAST, share)
     if 1 <= value <= _LINEAR:
         low = float(floor(value))
         return (low, low + 1 - value), (low + 1, value - low)

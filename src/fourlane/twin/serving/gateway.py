@@ -1,7 +1,7 @@
 """The simulated gateway: its queue, its books of ranks, and which ranks a request goes to.
 
-The books are those of `gateway.ledger` and `gateway.ranks`, the decisions `policy.request_routing`'s, over arrays of all
-ranks. Not for what ranks do (`prefill_unit`, `decode_unit`).
+The books are those of `gateway.ledger` and `gateway.ranks`, the decisions `policy.request_routing`'s, over arrays of
+all ranks. Not for what ranks do (`prefill_unit`, `decode_unit`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fourlane.policy.request_routing import (
     PrefillCandidates,
     choose_decode_among,
     choose_prefill_among,
+    group_steps,
     pages_for,
     pages_wanted,
     queue_limit,
@@ -24,6 +25,8 @@ from fourlane.twin.serving.seen_prefixes import SeenPrefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from fourlane.twin.assembly_parts import Assembly
     from fourlane.twin.serving.prompt_names import PromptNames
@@ -61,7 +64,8 @@ class Gateway:
         self._largest = decode.memory.kv_blocks
         self._total_pages_G = np.full(decode.ranks, self._largest, np.int64)
         self._max_running_G = np.full(decode.ranks, decode.pool.max_running, np.int64)
-        self._queue_limit = queue_limit(prefill.pool.chunk_tokens)
+        self._chunk_tokens, self._group_ranks = prefill.pool.chunk_tokens, prefill.pool.ranks
+        self._queue_limit = queue_limit(self._chunk_tokens)
         self._none_cached_G = None if prefill.pool.prefix_cache else np.zeros(prefill.ranks, np.int64)
         self._send, self._catch_up = send, catch_up
         self._line: list[tuple[int, Sequence]] = []
@@ -115,7 +119,7 @@ class Gateway:
             return False
         cached_G = self._none_cached_G if self._none_cached_G is not None else self.seen.tokens(sequence.runs, tokens)
         prefill = choose_prefill_among(
-            PrefillCandidates(self.queued_G, cached_G, self.prefill_ok_G),
+            PrefillCandidates(self.queued_G, cached_G, self.prefill_ok_G, self._group_steps()),
             prompt_tokens=tokens,
             queue_limit=self._queue_limit,
             avoid=sequence.avoid_prefill,
@@ -133,6 +137,9 @@ class Gateway:
         if self._none_cached_G is None:
             self.seen.remember(prefill, sequence.runs)
         return True
+
+    def _group_steps(self) -> NDArray[np.int64]:
+        return group_steps(self.queued_G, group_ranks=self._group_ranks, chunk_tokens=self._chunk_tokens)
 
     def computed(self, sequence: Sequence) -> None:
         """Note that a prompt is computed: it is no longer in its prefill rank's queue."""

@@ -6,14 +6,17 @@ ranks for a core. Where every rank has a device of its own nothing here happens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fourlane.twin.serving.clock import Clock
+    from fourlane.twin.serving.records import Records
     from fourlane.twin.times import Phase
 
-__all__ = ["Host", "Stepping"]
+__all__ = ["Host", "Stepping", "Surroundings"]
 
 
 class Stepping(Protocol):
@@ -56,3 +59,12 @@ class Host:
         for unit in self._units:
             if unit.stepping:
                 unit.pace(speed)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all units of a simulation share."""
+
+    clock: Clock
+    host: Host
+    records: Records

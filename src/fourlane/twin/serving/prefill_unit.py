@@ -1,8 +1,8 @@
 """A prefill unit: ranks that compute prompts in chunks and step together.
 
-Admission, chunks and pages are those of `engine.scheduler`: prompts in order of arrival, as many as pages and the step's
-budget allow (`policy.scheduling.plan_step`), one page a running sequence left over. A step lasts as long as its fullest
-rank needs; a unit without work sleeps.
+Admission, chunks and pages are those of `engine.scheduler`: prompts in order of arrival, as many as pages and the
+step's budget allow (`policy.scheduling.plan_step`), one page a running sequence left over. A step lasts as long as its
+fullest rank needs; a unit without work sleeps.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fourlane.twin.assembly_parts import PhaseModel
-    from fourlane.twin.serving.clock import Clock
     from fourlane.twin.serving.fast_steps import FastSteps
-    from fourlane.twin.serving.host import Host
+    from fourlane.twin.serving.host import Surroundings
     from fourlane.twin.serving.prompt_names import PromptNames
-    from fourlane.twin.serving.records import Records
     from fourlane.twin.serving.sequence import Sequence
     from fourlane.twin.times import Phase
 
@@ -74,7 +72,7 @@ class PrefillUnit:
         model: of the phase.
         steps: what steps take.
         names: of prompts' pages.
-        clock, host, records: of the simulation.
+        around: what all units share.
         computed: called with each part computed, and from when to when.
     """
 
@@ -87,9 +85,7 @@ class PrefillUnit:
         steps: FastSteps,
         *,
         names: PromptNames,
-        clock: Clock,
-        host: Host,
-        records: Records,
+        around: Surroundings,
         computed: Callable[[Part, float, float], None],
     ) -> None:
         self.index = index
@@ -99,7 +95,8 @@ class PrefillUnit:
         self._first = index * self.ranks
         self._chunk, self._max_running = model.pool.chunk_tokens, model.pool.max_running
         self._names = names
-        self._clock, self._host, self._records, self._computed = clock, host, records, computed
+        self._clock, self._host, self._records = around.clock, around.host, around.records
+        self._computed = computed
         cache = model.pool.prefix_cache
         self._of = [Rank(PagePool(model.memory.kv_blocks, names, prefix_cache=cache)) for _ in range(self.ranks)]
         self._busy: dict[int, None] = {}
@@ -139,7 +136,8 @@ class PrefillUnit:
         elif sequence in rank.waiting:
             rank.waiting.remove(sequence)
         rank.pool.release(sequence.held, sequence.nameless)
-        sequence.held, sequence.nameless = [], 0
+        sequence.held.clear()
+        sequence.nameless = 0
         if rank.waiting:
             self.wake()
 
@@ -210,8 +208,7 @@ class PrefillUnit:
         record = self._record(parts)
         seconds = self.steps.prefill(record.tokens, record.pairs, logits=record.logits, mean=record.mean)
         for part in parts:
-            if part.sequence.started_s > now:
-                part.sequence.started_s = now
+            part.sequence.started_s = min(part.sequence.started_s, now)
         self._step = Progress(parts, record, now, now, seconds)
         self._speed = 1.0
         self._host.changed()

@@ -23,7 +23,7 @@ class PrefillStep:
 class DecodeLeap:
     """Steps of a decode unit in which its sequences stay the same: how many, and figures of the fullest rank.
 
-    `rows` and `mean` with drafted tokens; `context` at the first step, `growth` of it in each; `sequences` of all ranks.
+    `rows` and `mean` with drafted tokens; `context` at the first step, `growth` of it in each; `sequences` of all.
     """
 
     unit: int

@@ -17,7 +17,7 @@ from fourlane.twin.serving.clock import Clock
 from fourlane.twin.serving.decode_unit import DecodeUnit
 from fourlane.twin.serving.fast_steps import FastSteps
 from fourlane.twin.serving.gateway import Gateway
-from fourlane.twin.serving.host import Host
+from fourlane.twin.serving.host import Host, Surroundings
 from fourlane.twin.serving.kv_links import KvLinks
 from fourlane.twin.serving.prefill_unit import PrefillUnit
 from fourlane.twin.serving.records import Records
@@ -74,13 +74,14 @@ class Service:
         twin = assembly.twin
         self.assembly = assembly
         self.load = request_load(twin.workload, block_size=twin.block_size, seed=twin.seed)
-        self.clock, self.host, self.records, self.kv = Clock(), Host(assembly.cores), Records(), KvLinks(assembly)
+        self.clock, self.records, self.kv = Clock(), Records(), KvLinks(assembly)
+        self.around = Surroundings(self.clock, Host(assembly.cores), self.records)
         self.prefill_steps = FastSteps(assembly.prefill.steps, assembly.prefill.pool.ranks)
         self.decode_steps = FastSteps(assembly.decode.steps, assembly.decode.pool.ranks)
         self.gateway = Gateway(assembly, self.load.names, send=self._send, catch_up=self._catch_up)
         self.prefill = [self._prefill_unit(index) for index in range(assembly.prefill.pool.units)]
         self.decode = [self._decode_unit(index) for index in range(assembly.decode.pool.units)]
-        self.host.watch([*self.prefill, *self.decode])
+        self.around.host.watch([*self.prefill, *self.decode])
         self.sequences: list[Sequence] = []
         self.kv_cut: set[tuple[str, int]] = set()
         """Units, by phase and number, whose KV path is cut."""
@@ -95,9 +96,7 @@ class Service:
             self.assembly.prefill,
             self.prefill_steps,
             names=self.load.names,
-            clock=self.clock,
-            host=self.host,
-            records=self.records,
+            around=self.around,
             computed=self._computed,
         )
 
@@ -106,12 +105,9 @@ class Service:
             index,
             self.assembly,
             self.decode_steps,
-            clock=self.clock,
-            host=self.host,
-            records=self.records,
+            around=self.around,
             gateway=self.gateway,
-            ended=self._ended,
-            evicted=self._evicted,
+            listener=self,
         )
 
     def run(self, progress: Callable[[ServingProgress], object] | None = None) -> ServingResults:
@@ -226,7 +222,7 @@ class Service:
         if sequence.emitted == sequence.output_tokens:
             self.prefill_unit(sequence).let_go(sequence)
             self.decode_unit(sequence).let_go(sequence)
-            self._ended(sequence)
+            self.ended(sequence)
             return
         self.clock.at(kv_there, self._kv_there, sequence, sequence.attempt)
 
@@ -240,12 +236,14 @@ class Service:
 
     # ends
 
-    def _ended(self, sequence: Sequence) -> None:
+    def ended(self, sequence: Sequence) -> None:
+        """Take a sequence that has all its tokens out of the books."""
         sequence.emitted = sequence.output_tokens
         self.gateway.release(sequence)
         self._end(sequence, "done")
 
-    def _evicted(self, sequence: Sequence) -> None:
+    def evicted(self, sequence: Sequence) -> None:
+        """Put a sequence that lost its pages back in the line; that is no retry."""
         sequence.evictions += 1
         self.gateway.release(sequence)
         self._again(sequence)
