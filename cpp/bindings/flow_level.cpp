@@ -2,8 +2,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "fabric_arrays.hpp"
@@ -35,11 +37,16 @@ public:
         level_ = std::make_unique<fourlane::FlowLevel>(scenario_, epoch, tolerance);
     }
 
-    nb::dict rates() const {
+    nb::dict rates(const nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& flows) const {
+        const std::span<const std::uint32_t> chosen{flows.data(), flows.size()};
+        const std::size_t count = scenario_.flow_src_port.size();
+        if (std::ranges::any_of(chosen, [count](std::uint32_t f) { return f >= count; })) {
+            throw nb::index_error("flows: expected flows of the scenario");
+        }
         fourlane::FlowRates found;
         {
             const nb::gil_scoped_release released;
-            found = level_->rates();
+            found = level_->rates(chosen);
         }
         nb::dict to;
         to["rate"] = owned(std::move(found.rate));
@@ -80,7 +87,8 @@ private:
 void bind_flow_level(nb::module_& module) {
     nb::class_<Flows>(module, "FlowLevel", "Max-min fair rates of a compiled scenario's flows, and their times.")
         .def(nb::init<const nb::dict&, std::size_t, double>(), "arrays"_a, "epoch"_a, "tolerance"_a)
-        .def("rates", &Flows::rates, "Return the rates of all flows at once, in bytes a second. The GIL is released.")
+        .def("rates", &Flows::rates, "flows"_a.noconvert(),
+             "Return the rates of these flows at once, in bytes a second. The GIL is released.")
         .def("advance", &Flows::advance, "Go on to the next change of rates; true at the end. The GIL is released.")
         .def("flows_done", &Flows::flows_done, "Return how many flows have been delivered.")
         .def("times", &Flows::times, "Return what is known so far, in seconds and bytes, by name.");

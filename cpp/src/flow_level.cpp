@@ -1,6 +1,7 @@
 #include "fourlane/flow_level.hpp"
 
-#include <numeric>
+#include <algorithm>
+#include <iterator>
 
 #include "flow_level/network.hpp"
 #include "flow_level/progression.hpp"
@@ -23,15 +24,13 @@ FlowLevel::FlowLevel(const FabricScenario& scenario, std::size_t epoch, double t
 
 FlowLevel::~FlowLevel() = default;
 
-FlowRates FlowLevel::rates() const {
-    std::vector<std::uint32_t> all;
-    for (std::uint32_t f = 0; f < network_->flows(); ++f) {
-        if (!network_->is_gate(f)) all.push_back(f);
-    }
+FlowRates FlowLevel::rates(std::span<const std::uint32_t> flows) const {
+    std::vector<std::uint32_t> chosen;
+    std::ranges::copy_if(flows, std::back_inserter(chosen), [this](std::uint32_t f) { return !network_->is_gate(f); });
     flow_level::Sharing sharing(*network_);
-    sharing.settle(all);
+    sharing.settle(chosen);
     FlowRates found{sharing.rate(), std::vector<std::int32_t>(network_->flows(), -1), {}};
-    for (const std::uint32_t f : all) {
+    for (const std::uint32_t f : chosen) {
         const std::uint32_t link = sharing.bottleneck()[f];
         if (link != flow_level::kNone) found.bottleneck[f] = static_cast<std::int32_t>(network_->shown_as[link]);
     }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "fourlane/fabric.hpp"
@@ -42,8 +43,8 @@ public:
     FlowLevel(const FlowLevel&) = delete;
     FlowLevel& operator=(const FlowLevel&) = delete;
 
-    // Rates if all flows were under way at once, whatever they wait for.
-    FlowRates rates() const;
+    // Rates if these flows were under way at once, whatever they wait for. The rates of others are 0.
+    FlowRates rates(std::span<const std::uint32_t> flows) const;
 
     // Go on to where rates change next; true once all flows have ended, or none that is left can move.
     bool advance();

@@ -10,7 +10,7 @@ measured against packets (`fourlane.twin.flow_level.validation`). Not for tails 
 
 from __future__ import annotations
 
-from fourlane.twin.flow_level.rates import FlowRates, flow_rates, rates_of
+from fourlane.twin.flow_level.rates import FlowRates, FlowSets, flow_rates, rates_of
 from fourlane.twin.flow_level.times import FlowTimes, flow_times, times_of
 
-__all__ = ["FlowRates", "FlowTimes", "flow_rates", "flow_times", "rates_of", "times_of"]
+__all__ = ["FlowRates", "FlowSets", "FlowTimes", "flow_rates", "flow_times", "rates_of", "times_of"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fourlane.twin.fabric.topology import NVLINK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from fourlane.twin.fabric.compiled import CompiledScenario
     from fourlane.twin.fabric.topology import Topology
 
     Doubles = NDArray[np.float64]
@@ -32,13 +33,17 @@ class LinkUse(NamedTuple):
 
 
 class TierUse(NamedTuple):
-    """Ports of a network from one tier to the next: "leaf to spine". Shares of their rate, idle ports included."""
+    """Ports of a network from one tier to the next: "leaf to spine". Shares of their rate, idle ports included.
+
+    `queues`: of the mean, by queue.
+    """
 
     network: str
     tiers: str
     ports: int
     mean: float
     most: float
+    queues: dict[str, float]
 
 
 class PortUse:
@@ -46,13 +51,13 @@ class PortUse:
 
     Args:
         topology: whose ports.
-        scenario: its queues.
+        queue_names: of its queues.
         rate_PQ: [ports, queues], bytes a second on the wire.
     """
 
-    def __init__(self, topology: Topology, scenario: CompiledScenario, rate_PQ: Doubles) -> None:
+    def __init__(self, topology: Topology, queue_names: Sequence[str], rate_PQ: Doubles) -> None:
         self.topology = topology
-        self.queue_names = scenario.queue_names
+        self.queue_names = tuple(queue_names)
         self.rate_PQ = rate_PQ
 
     @cached_property
@@ -86,14 +91,15 @@ class PortUse:
             network = topology.networks[each // 16]
             ends = [("NVSwitch" if network == NVLINK and tier else _TIERS[tier]) for tier in (each // 4 % 4, each % 4)]
             share = self.share[ports]
-            found.append(TierUse(network, " to ".join(ends), int(ports.sum()), float(share.mean()), float(share.max())))
+            queues = self._named(self.queue_share[ports].mean(axis=0))
+            tiers = " to ".join(ends)
+            found.append(TierUse(network, tiers, int(ports.sum()), float(share.mean()), float(share.max()), queues))
         return found
+
+    def _named(self, shares: Doubles) -> dict[str, float]:
+        return {name: float(share) for name, share in zip(self.queue_names, shares, strict=True) if share > 0}
 
     def _link(self, port: int) -> LinkUse:
         topology = self.topology
         ends = [topology.node_name(int(topology.port_node[each])) for each in (port, topology.port_peer[port])]
-        shares = self.queue_share[port]
-        queues: dict[str, Any] = {
-            name: float(share) for name, share in zip(self.queue_names, shares, strict=True) if share > 0
-        }
-        return LinkUse(port, " -> ".join(ends), float(self.share[port]), queues)
+        return LinkUse(port, " -> ".join(ends), float(self.share[port]), self._named(self.queue_share[port]))

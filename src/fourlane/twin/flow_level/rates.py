@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Doubles = NDArray[np.float64]
 
-__all__ = ["FlowRates", "flow_rates", "rates_of"]
+__all__ = ["FlowRates", "FlowSets", "flow_rates", "rates_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +78,40 @@ def rates_of(scenario: Scenario) -> FlowRates:
     Raises:
         SpecError: it makes no sense.
     """
-    compiled = scenario.compile()
-    raw = native(compiled, 0.0).rates()
-    return FlowRates(
-        topology=scenario.topology,
-        compiled=compiled,
-        wire_rate=raw["rate"] * 8,
-        payload_rate=raw["rate"] * 8 * payload_share(compiled),
-        bottleneck=raw["bottleneck"],
-        use=PortUse(scenario.topology, compiled, raw["port_rate"]),
-    )
+    return FlowSets(scenario).rates()
+
+
+class FlowSets:
+    """Rates of some of a scenario's flows after another, its topology, hashes and routing worked out once.
+
+    Args:
+        scenario: all flows that any set will have.
+
+    Raises:
+        SpecError: it makes no sense.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.topology = scenario.topology
+        self.compiled = scenario.compile()
+        self._native = native(self.compiled, 0.0)
+
+    def rates(self, flows: NDArray[Any] | None = None) -> FlowRates:
+        """Return the rates of these flows, or of all, all under way at once; the others' are 0."""
+        chosen = np.arange(self.compiled.flows) if flows is None else flows
+        raw = self._native.rates(np.ascontiguousarray(chosen, dtype=np.uint32))
+        return FlowRates(
+            topology=self.topology,
+            compiled=self.compiled,
+            wire_rate=raw["rate"] * 8,
+            payload_rate=raw["rate"] * 8 * self._payload_share,
+            bottleneck=raw["bottleneck"],
+            use=PortUse(self.topology, self.compiled.queue_names, raw["port_rate"]),
+        )
+
+    @cached_property
+    def _payload_share(self) -> Doubles:
+        return payload_share(self.compiled)
 
 
 def native(compiled: CompiledScenario, tolerance: float) -> _native.FlowLevel:

@@ -66,7 +66,7 @@ class FlowTimes:
     def use(self) -> PortUse:
         """Return what ports carried on average."""
         seconds = max(self.makespan_us, 1e-6) * 1e-6
-        return PortUse(self.topology, self.compiled, self.port_bytes / seconds)
+        return PortUse(self.topology, self.compiled.queue_names, self.port_bytes / seconds)
 
 
 def flow_times(
