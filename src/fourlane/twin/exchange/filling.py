@@ -120,17 +120,13 @@ def key_of_setting(setting: ExchangeSetting) -> str:
 
 def _key(encoded: bytes, setting: ExchangeSetting) -> str:
     if encoded not in _KEYS:
-        plan = setting.lanes.plan
-        lanes = msgspec.structs.replace(
-            setting.lanes, plan=None if plan is None else msgspec.structs.replace(plan, name="")
-        )
         messages = {
             name: getattr(setting, name)
             for name in ("ranks", "mode", "on_nvlink", "cross_rail", "hidden", "experts", "top_k", "groups")
         }
         messages |= {"top_groups": setting.top_groups, "sizes": [setting.message(each) for each in OPERATIONS]}
         runs = [(run.operation, run.tokens, run.max_over_mean, run.seed) for run in runs_of(setting)]
-        _KEYS[encoded] = key_of([FORMAT, *_arrays(setting.topology()), lanes, messages, runs])
+        _KEYS[encoded] = key_of([FORMAT, *_arrays(setting.topology()), setting.lanes.plain, messages, runs])
     return _KEYS[encoded]
 
 

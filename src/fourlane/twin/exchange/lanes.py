@@ -16,6 +16,7 @@ from fourlane.lanes.plan import LanePlan, load_plan
 from fourlane.spec.traffic import TrafficClass
 from fourlane.twin.fabric.compare import Variant, in_network
 from fourlane.twin.fabric.scenario import Scenario
+from fourlane.units import Size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,17 @@ class LanesCase(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """Return it in words."""
         return f"{self.variant.name}, KV on the {self.kv_network.upper()}"
+
+    @property
+    def plain(self) -> LanesCase:
+        """Return what counts of it where nothing but expert traffic is under way: so many cases come to the same."""
+        if self.plan is None:
+            return msgspec.structs.replace(self, queue="own")
+        kv = self.plan.classes[TrafficClass.KV]
+        kv = msgspec.structs.replace(kv, scheduler="dwrr", weight=10, cap=None, alpha=0.125, ecn="off", network="both")
+        classes = {**self.plan.classes, TrafficClass.KV: msgspec.structs.replace(kv, reserved=Size(0), carriers=())}
+        plan = msgspec.structs.replace(self.plan, name="", classes=classes)
+        return msgspec.structs.replace(self, plan=plan, queue="own")
 
     def scenario(self, topology: Topology, flows: Flows | Sequence[Flows], **settings: Any) -> Scenario:
         """Return flows, of which some are of class "expert", in this network."""

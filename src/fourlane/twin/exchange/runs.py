@@ -15,11 +15,17 @@ from fourlane.twin.fabric.exchange_validation import busiest_ports
 from fourlane.twin.fabric.expert_forwarding import NormalKernels
 from fourlane.twin.fabric.expert_traffic import LowLatencyKernels
 from fourlane.twin.fabric.expert_workloads import expert_flows
+from fourlane.twin.fabric.workloads import between
 from fourlane.units import Size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from fourlane.twin.exchange.setting import ExchangeSetting
     from fourlane.twin.fabric.expert_traffic import ExpertTraffic
+    from fourlane.twin.fabric.flows import Flows
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.scenario import Scenario
     from fourlane.twin.fabric.topology import Topology
@@ -54,19 +60,62 @@ class ExchangeRun:
         operation: dispatch or combine.
         tokens: of each rank.
         max_over_mean: what the fullest rank gets.
-        seed: of the draw of routing and of the network's hashes.
+        units: like ones side by side that do the same at once, each with a draw of its own.
+        kv_ranks: of each unit, that KV cache comes to (decode) or goes out of (prefill) all the while.
+        kv_s: for how long it does, at the rate of the NIC.
+        seed: of draws of routing and of the network's hashes.
     """
 
     setting: ExchangeSetting
     operation: Operation
     tokens: int
     max_over_mean: float = 1.0
+    units: int = 1
+    kv_ranks: int = 0
+    kv_s: float = 0.0
     seed: int = 1
 
+    @property
+    def servers(self) -> int:
+        """Return the servers of all units, and of those that KV cache comes from or goes to."""
+        wanted = self.setting.servers * self.units * (2 if self.kv_ranks else 1)
+        return min(wanted, self.setting.cluster.servers)
+
     def traffic(self) -> ExpertTraffic:
-        """Return what goes from rank to rank."""
+        """Return what goes from rank to rank of all units, one unit's ranks after the other's."""
+        units = [self._traffic_of(unit) for unit in range(self.units)]
+        return units[0] if len(units) == 1 else side_by_side(units)
+
+    def scenario(self, topology: Topology | None = None) -> Scenario:
+        """Return what to simulate.
+
+        Normal kernels move much, and what they wait for is bandwidth: there a message is a packet, with as many bytes
+        of headers as its 4 KiB packets would have. That takes a third of the time and comes out at most 2 % lower.
+        """
+        net = topology or self.setting.topology(self.servers)
+        flows = [expert_flows(net, self.traffic(), name=self.operation)]
+        if self.kv_ranks:
+            flows.append(self._kv(net))
+        given: dict[str, Any] = {"seed": self.seed}
+        if self.setting.mode == "normal":
+            payload = self.setting.message(self.operation)
+            given["packets"] = {"payload": Size(payload), "header": Size(-(-payload // PAYLOAD_A_HEADER_BYTE))}
+        lanes = self.setting.lanes if self.kv_ranks else self.setting.lanes.plain
+        return lanes.scenario(net, flows, **given)
+
+    def read(self, results: Results, topology: Topology) -> RunTime:
+        """Return what came out, mean of units."""
+        traffic_flows = results.flows_of("expert")
+        taken = results.delivered_us[traffic_flows] / 1e6
+        unit = self.traffic().source // self.setting.ranks
+        last = np.zeros(self.units)
+        np.maximum.at(last, unit, taken)
+        nic, nvlink = busiest_ports(topology, results)
+        return RunTime(float(last.mean()), nic, nvlink)
+
+    def _traffic_of(self, unit: int) -> ExpertTraffic:
         setting = self.setting
-        generator = np.random.default_rng([self.seed, setting.ranks, self.tokens])
+        generator = np.random.default_rng([self.seed, setting.ranks, self.tokens, unit])
         if setting.mode == "normal":
             normal = NormalKernels(hidden=setting.hidden, ranks_per_node=setting.ranks_per_node)
             send = normal.dispatch if self.operation == "dispatch" else normal.combine
@@ -89,26 +138,19 @@ class ExchangeRun:
         message = setting.message(self.operation)
         return replace(made, message=message, size=made.size // made.message * message)
 
-    def scenario(self, topology: Topology | None = None) -> Scenario:
-        """Return what to simulate.
+    def _kv(self, topology: Topology) -> Flows:
+        """Return KV cache on its way: a transfer each to or from some ranks, of the same rail of servers beside."""
+        setting = self.setting
+        ranks = setting.ranks * self.units
+        rank = np.arange(self.kv_ranks * self.units) * setting.ranks // self.kv_ranks
+        host = topology.gpu_host[rank]
+        beside = topology.gpu_host[(rank + ranks) % topology.gpus if topology.gpus >= 2 * ranks else -rank - 1]
+        beside = np.where(beside == host, np.roll(topology.gpu_host[: len(topology.gpu_host)], 1)[rank], beside)
+        size = Size(max(1, round(self.kv_s * int(setting.cluster.hpn.rate) / 8)))
+        ends = (beside, host) if setting.phase == "decode" else (host, beside)
+        return between(topology, *ends, size, traffic="kv", name="kv")
 
-        Normal kernels move much, and what they wait for is bandwidth: there a message is a packet, with as many bytes
-        of headers as its 4 KiB packets would have. That takes a third of the time and comes out at most 2 % lower.
-        """
-        net = topology or self.setting.topology()
-        flows = expert_flows(net, self.traffic(), name=self.operation)
-        given: dict[str, Any] = {"seed": self.seed}
-        if self.setting.mode == "normal":
-            payload = self.setting.message(self.operation)
-            given["packets"] = {"payload": Size(payload), "header": Size(-(-payload // PAYLOAD_A_HEADER_BYTE))}
-        return self.setting.lanes.scenario(net, flows, **given)
-
-    def read(self, results: Results, topology: Topology) -> RunTime:
-        """Return what came out."""
-        nic, nvlink = busiest_ports(topology, results)
-        return RunTime(float(np.nanmax(results.delivered_us)) / 1e6, nic, nvlink)
-
-    def _ranks_of_tokens(self, generator: np.random.Generator) -> np.ndarray:
+    def _ranks_of_tokens(self, generator: np.random.Generator) -> NDArray[np.int32]:
         setting = self.setting
         return draw_ranks(
             generator,
@@ -120,3 +162,26 @@ class ExchangeRun:
             top_groups=setting.top_groups,
             max_over_mean=self.max_over_mean,
         )
+
+
+def side_by_side(units: Sequence[ExpertTraffic]) -> ExpertTraffic:
+    """Return traffic of several units at once, the ranks of each after those of the one before."""
+    ranks = np.cumsum([0, *(unit.ranks for unit in units)])
+    flows = np.cumsum([0, *(unit.flows for unit in units)])
+
+    def joined(name: str, shifts: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        arrays = [getattr(unit, name) for unit in units]
+        if shifts is not None:
+            arrays = [(array + shift).astype(np.int32) for array, shift in zip(arrays, shifts, strict=False)]
+        return np.concatenate(arrays)
+
+    return replace(
+        units[0],
+        ranks=int(ranks[-1]),
+        source=joined("source", ranks),
+        target=joined("target", ranks),
+        size=joined("size"),
+        nvlink=joined("nvlink"),
+        before=joined("before", flows),
+        after=joined("after", flows),
+    )

@@ -5,7 +5,6 @@ Not for how long it takes (`fourlane.twin.exchange.table`).
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -14,7 +13,7 @@ from fourlane.errors import SpecError
 from fourlane.spec.cluster import Cluster
 from fourlane.spec.hardware import gpu_models
 from fourlane.twin.exchange.lanes import LanesCase
-from fourlane.twin.exchange.unit_network import joins_rails, unit_cluster
+from fourlane.twin.exchange.unit_network import joins_rails, servers_on_a_leaf, unit_cluster
 from fourlane.twin.fabric.cluster_topology import rail_clos
 from fourlane.twin.fabric.expert_kernels import ExpertKernels, expert_kernels
 from fourlane.twin.fabric.expert_traffic import message_bytes
@@ -34,7 +33,7 @@ _LIKE = "h100"
 """Whose kernels' figures stand for those of GPUs that none are published of."""
 
 
-class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True):
     """All that dispatch and combine of an expert-parallel group depend on, but tokens and their balance.
 
     Args:
@@ -114,14 +113,21 @@ class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             )
         )
 
-    @cached_property
-    def part(self) -> Cluster:
-        """Return the part of the cluster that the group, and as many servers beside it, can use."""
-        return unit_cluster(self.cluster, min(2 * self.servers, self.cluster.servers))
+    @property
+    def neighbours(self) -> int:
+        """Return how many units fill the leaves that one is on, itself included."""
+        on_a_leaf = servers_on_a_leaf(self.cluster)
+        filled = min(-(-self.servers // on_a_leaf) * on_a_leaf, self.cluster.servers)
+        return max(1, filled // self.servers)
 
-    def topology(self) -> Topology:
-        """Return that part's network, its NICs and NVLink ports as fast as the kernels drive them."""
-        return self.kernels.on(rail_clos(self.part), forwards=self.mode == "normal")
+    def topology(self, servers: int | None = None) -> Topology:
+        """Return the part of the network that the group can use, its ports as fast as the kernels drive them.
+
+        Args:
+            servers: of the cluster's first ones; None: those of the group.
+        """
+        part = unit_cluster(self.cluster, servers or self.servers)
+        return self.kernels.on(rail_clos(part), forwards=self.mode == "normal")
 
 
 def exchange_setting(  # noqa: PLR0913 - what an exchange depends on

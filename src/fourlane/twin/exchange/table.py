@@ -11,17 +11,18 @@ both counts. Times never fall where tokens or imbalance rise. Not for which runs
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
+from fourlane.errors import SpecError
 from fourlane.twin.times import Operation, Timed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fourlane.twin.exchange.setting import ExchangeSetting
 
@@ -49,14 +50,14 @@ class ExchangeTable:
         setting: what is exchanged, and where.
         runs: packet runs: of each operation, for each imbalance, at two or more numbers of tokens.
         key: of the table in the cache, which names all that went into it.
-        slowdown: by what the network's time grows by KV cache that shares it.
+        slowdowns: by what the network's time of each operation grows where KV cache shares the network.
         beside: what shares it, in words.
     """
 
     setting: ExchangeSetting
     runs: tuple[Measured, ...]
     key: str
-    slowdown: float = 1.0
+    slowdowns: Mapping[str, float] = field(default_factory=dict)
     beside: str = ""
 
     def operation(self, operation: Operation, tokens: float, max_over_mean: float) -> Timed:
@@ -75,7 +76,32 @@ class ExchangeTable:
         still, found = balanced.at(0.0), balanced.at(tokens)
         for level, curve in skewed:
             found = max(found, still + (curve.at(tokens) - still) * max_over_mean / level)
-        return found * self.slowdown
+        return found * self.slowdowns.get(operation, 1.0)
+
+    def with_background(self, share: float) -> ExchangeTable:
+        """Return the times beside KV cache on the same network.
+
+        A transfer comes (decode) or goes (prefill) at the full rate of its lane, and now and then: the exchange waits
+        for the rank that has one, and whether any of them has is a matter of chance. What one takes longer then is
+        found by packet runs, which are kept too.
+
+        Args:
+            share: of each rank's NIC that KV cache takes, mean over time; of no account where it has its own network.
+
+        Raises:
+            SpecError: a share below 0.
+            SimulationError: a run did not end.
+        """
+        from fourlane.twin.exchange.background import background_slowdowns
+
+        if not share >= 0:
+            raise SpecError(f"background: expected a share of the NIC from 0 up, got {share}")
+        alone = replace(self, slowdowns={}, beside="")
+        if not share or self.setting.lanes.kv_network != "hpn" or not self.setting.by_nic:
+            return alone
+        slowdowns = background_slowdowns(alone, share)
+        most = max(slowdowns.values())
+        return replace(alone, slowdowns=slowdowns, beside=f", KV cache on {share:.1%} of each NIC (x{most:.3f})")
 
     @property
     def source(self) -> str:

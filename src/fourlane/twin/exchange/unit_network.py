@@ -12,22 +12,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fourlane.errors import SpecError
-from fourlane.twin.fabric.cluster_topology import rail_clos
 
 if TYPE_CHECKING:
     from fourlane.spec.cluster import Cluster, Network
-    from fourlane.twin.fabric.topology import Topology
 
-__all__ = ["joins_rails", "unit_cluster", "unit_topology"]
-
-
-def unit_topology(cluster: Cluster, servers: int) -> Topology:
-    """Return the HPN, and NVLink, of the first `servers` servers of a cluster.
-
-    Raises:
-        SpecError: the cluster has fewer, or cannot be cabled.
-    """
-    return rail_clos(unit_cluster(cluster, servers))
+__all__ = ["joins_rails", "servers_on_a_leaf", "unit_cluster"]
 
 
 def unit_cluster(cluster: Cluster, servers: int) -> Cluster:
@@ -45,8 +34,16 @@ def unit_cluster(cluster: Cluster, servers: int) -> Cluster:
         kept, hpn = _pods(cluster.hpn, -(-servers // pod))
         held = pod * kept if kept < cluster.hpn.pods else cluster.servers
     else:
-        held, hpn = _within_pod(cluster.hpn, pod, servers)
+        held, hpn = _within_pod(cluster.hpn, servers_on_a_leaf(cluster), servers)
     return msgspec.structs.replace(cluster, servers=held, hpn=hpn, dcn=None)
+
+
+def servers_on_a_leaf(cluster: Cluster) -> int:
+    """Return how many servers share the leaves that one server is on."""
+    hpn = cluster.hpn
+    pod = -(-cluster.servers // hpn.pods)
+    nics, leaves = len(hpn.interfaces) // hpn.planes, hpn.leaf.count // hpn.planes // hpn.pods
+    return -(-pod // max(1, leaves // nics))
 
 
 def joins_rails(cluster: Cluster) -> bool:
@@ -66,14 +63,13 @@ def _pods(network: Network, kept: int) -> tuple[int, Network]:
     return kept, msgspec.structs.replace(network, pods=kept, leaf=leaf, spine=spine)
 
 
-def _within_pod(network: Network, pod: int, servers: int) -> tuple[int, Network]:
+def _within_pod(network: Network, on_a_leaf: int, servers: int) -> tuple[int, Network]:
     """Return how many servers hang on the leaves that `servers` servers of a pod need, and the network of those."""
     nics = len(network.interfaces) // network.planes
     leaves = network.leaf.count // network.planes // network.pods
     spine = network.spine
     held = servers
     if leaves > nics:
-        on_a_leaf = -(-pod // (leaves // nics))
         used = -(-servers // on_a_leaf)
         leaves = used * nics
         held = servers if used == 1 else used * on_a_leaf

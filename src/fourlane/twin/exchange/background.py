@@ -1,0 +1,102 @@
+"""What KV cache on the same network does to an exchange, by packet runs.
+
+In a run, KV cache comes to (decode) or goes out of (prefill) a quarter of the ranks all the while, at the rate of the
+NIC: how many ranks it is makes little difference, as the exchange waits for the slowest. What it takes longer then is
+weighted by the chance that any rank has a transfer at all. Not for what exchanges do to KV cache
+(`fourlane.twin.kv_path`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fourlane.spec.traffic import TrafficClass
+from fourlane.twin.exchange.cache import keep, kept, key_of
+from fourlane.twin.exchange.runs import ExchangeRun
+from fourlane.twin.fabric.expert_kernels import OPERATIONS
+from fourlane.twin.fabric.parallel import run_many
+
+if TYPE_CHECKING:
+    from fourlane.twin.exchange.setting import ExchangeSetting
+    from fourlane.twin.exchange.table import ExchangeTable
+
+__all__ = ["background_slowdowns", "kv_lane_share"]
+
+KIND = "exchange-beside-kv"
+_SHARE_OF_RANKS = 4
+_LONGER = 2.5
+"""Times the exchange alone that KV cache goes on for: longer than any exchange beside it was seen to take."""
+
+
+class BesideKv(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds on the network with KV cache on the NICs of some ranks, over those without."""
+
+    key: str
+    slowdowns: dict[str, float]
+
+
+def background_slowdowns(table: ExchangeTable, share: float) -> dict[str, float]:
+    """Return by what the network's time of each operation grows, by chance of a transfer at any rank.
+
+    Args:
+        table: of the exchange alone.
+        share: of each rank's NIC that KV cache takes, mean over time.
+    """
+    busy = min(1.0, share / kv_lane_share(table.setting))
+    any_rank = 1.0 - (1.0 - busy) ** table.setting.ranks
+    return {operation: 1.0 + any_rank * (found - 1.0) for operation, found in _beside_kv(table).items()}
+
+
+def kv_lane_share(setting: ExchangeSetting) -> float:
+    """Return the share of the NIC that KV cache gets with nobody beside it: the cap of its lane, if it has one."""
+    lanes = setting.lanes
+    cap = None if lanes.plan is None else lanes.plan.classes[TrafficClass.KV].cap
+    return 1.0 if cap is None or lanes.queue == "shared" else cap / 100
+
+
+def _beside_kv(table: ExchangeTable) -> dict[str, float]:
+    """Return what was found for a table: now, before, or by another process."""
+    lanes = table.setting.lanes
+    plan = None if lanes.plan is None else msgspec.structs.replace(lanes.plan, name="")
+    key = key_of([table.key, msgspec.structs.replace(lanes, plan=plan), _SHARE_OF_RANKS, _LONGER])
+    if key not in _found():
+        held = kept(KIND, key, BesideKv)
+        if held is None or held.key != key:
+            held = BesideKv(key=key, slowdowns=_simulated(table))
+            keep(KIND, key, held)
+        _found()[key] = held.slowdowns
+    return _found()[key]
+
+
+@cache
+def _found() -> dict[str, dict[str, float]]:
+    return {}
+
+
+def _simulated(table: ExchangeTable) -> dict[str, float]:
+    balanced = {
+        operation: max(
+            (run for run in table.runs if run.operation == operation and run.max_over_mean == 1.0),
+            key=lambda run: run.tokens,
+        )
+        for operation in OPERATIONS
+    }
+    runs = [
+        ExchangeRun(
+            table.setting,
+            operation,
+            alone.tokens,
+            kv_ranks=max(1, table.setting.ranks // _SHARE_OF_RANKS),
+            kv_s=alone.seconds * _LONGER,
+        )
+        for operation, alone in balanced.items()
+    ]
+    net = table.setting.topology(runs[0].servers)
+    results = run_many([run.scenario(net) for run in runs], processes=1)
+    return {
+        run.operation: max(1.0, run.read(each, net).seconds / balanced[run.operation].seconds)
+        for run, each in zip(runs, results, strict=True)
+    }
