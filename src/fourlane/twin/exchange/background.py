@@ -15,9 +15,8 @@ import msgspec
 
 from fourlane.spec.traffic import TrafficClass
 from fourlane.twin.exchange.cache import keep, kept, key_of
-from fourlane.twin.exchange.runs import ExchangeRun
+from fourlane.twin.exchange.runs import ExchangeRun, completed
 from fourlane.twin.fabric.expert_kernels import OPERATIONS
-from fourlane.twin.fabric.parallel import run_many
 
 if TYPE_CHECKING:
     from fourlane.twin.exchange.setting import ExchangeSetting
@@ -95,7 +94,7 @@ def _simulated(table: ExchangeTable) -> dict[str, float]:
         for operation, alone in balanced.items()
     ]
     net = table.setting.topology(runs[0].servers)
-    results = run_many([run.scenario(net) for run in runs], processes=1)
+    results = completed([run.scenario(net) for run in runs], 1)
     return {
         run.operation: max(1.0, run.read(each, net).seconds / balanced[run.operation].seconds)
         for run, each in zip(runs, results, strict=True)

@@ -18,10 +18,9 @@ import msgspec
 
 from fourlane import __version__
 from fourlane.twin.exchange.cache import keep, kept, key_of
-from fourlane.twin.exchange.runs import ExchangeRun
+from fourlane.twin.exchange.runs import ExchangeRun, completed
 from fourlane.twin.exchange.table import ExchangeTable, Measured
 from fourlane.twin.fabric.expert_kernels import OPERATIONS
-from fourlane.twin.fabric.parallel import run_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,11 +119,9 @@ def key_of_setting(setting: ExchangeSetting) -> str:
 
 def _key(encoded: bytes, setting: ExchangeSetting) -> str:
     if encoded not in _KEYS:
-        messages = {
-            name: getattr(setting, name)
-            for name in ("ranks", "mode", "on_nvlink", "cross_rail", "hidden", "experts", "top_k", "groups")
-        }
-        messages |= {"top_groups": setting.top_groups, "sizes": [setting.message(each) for each in OPERATIONS]}
+        messages = {name: getattr(setting, name) for name in ("ranks", "mode", "on_nvlink", "cross_rail", "top_k")}
+        messages |= {"sizes": [setting.message(each) for each in OPERATIONS]}
+        messages |= setting.choices if setting.mode == "normal" else {}
         runs = [(run.operation, run.tokens, run.max_over_mean, run.seed) for run in runs_of(setting)]
         _KEYS[encoded] = key_of([FORMAT, *_arrays(setting.topology()), setting.lanes.plain, messages, runs])
     return _KEYS[encoded]
@@ -168,7 +165,7 @@ def _fill(
         processes = 1
     scenarios = [run.scenario(topologies[key]) for key, run in runs]
     found: dict[str, list[Measured]] = {key: [] for key in wanted}
-    for (key, run), results in zip(runs, run_many(scenarios, processes=processes, progress=progress), strict=True):
+    for (key, run), results in zip(runs, completed(scenarios, processes, progress), strict=True):
         time = run.read(results, topologies[key])
         found[key].append(
             Measured(

@@ -15,23 +15,25 @@ from fourlane.twin.fabric.exchange_validation import busiest_ports
 from fourlane.twin.fabric.expert_forwarding import NormalKernels
 from fourlane.twin.fabric.expert_traffic import LowLatencyKernels
 from fourlane.twin.fabric.expert_workloads import expert_flows
+from fourlane.twin.fabric.parallel import run_many
 from fourlane.twin.fabric.workloads import between
 from fourlane.units import Size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from fourlane.twin.exchange.setting import ExchangeSetting
     from fourlane.twin.fabric.expert_traffic import ExpertTraffic
     from fourlane.twin.fabric.flows import Flows
+    from fourlane.twin.fabric.parallel import ManyProgress
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.scenario import Scenario
     from fourlane.twin.fabric.topology import Topology
     from fourlane.twin.times import Operation
 
-__all__ = ["ExchangeRun", "RunTime"]
+__all__ = ["ExchangeRun", "RunTime", "completed", "side_by_side"]
 
 PAYLOAD_A_HEADER_BYTE = 64
 """Of packets of 4 KiB with headers of 64 bytes."""
@@ -139,13 +141,15 @@ class ExchangeRun:
         return replace(made, message=message, size=made.size // made.message * message)
 
     def _kv(self, topology: Topology) -> Flows:
-        """Return KV cache on its way: a transfer each to or from some ranks, of the same rail of servers beside."""
+        """Return KV cache on its way: a transfer each to or from some ranks, of the same rail of servers beside.
+
+        Where the units fill the cluster, the next server's ranks stand in for those.
+        """
         setting = self.setting
         ranks = setting.ranks * self.units
         rank = np.arange(self.kv_ranks * self.units) * setting.ranks // self.kv_ranks
-        host = topology.gpu_host[rank]
-        beside = topology.gpu_host[(rank + ranks) % topology.gpus if topology.gpus >= 2 * ranks else -rank - 1]
-        beside = np.where(beside == host, np.roll(topology.gpu_host[: len(topology.gpu_host)], 1)[rank], beside)
+        away = ranks if topology.gpus >= 2 * ranks else setting.cluster.gpus_per_server
+        host, beside = topology.gpu_host[rank], topology.gpu_host[(rank + away) % topology.gpus]
         size = Size(max(1, round(self.kv_s * int(setting.cluster.hpn.rate) / 8)))
         ends = (beside, host) if setting.phase == "decode" else (host, beside)
         return between(topology, *ends, size, traffic="kv", name="kv")
@@ -156,12 +160,23 @@ class ExchangeRun:
             generator,
             ranks=setting.ranks,
             tokens=self.tokens,
-            experts=setting.experts,
-            top_k=setting.top_k,
-            groups=setting.groups,
-            top_groups=setting.top_groups,
             max_over_mean=self.max_over_mean,
+            **setting.choices,
         )
+
+
+def completed(
+    scenarios: Sequence[Scenario], processes: int | None, progress: Callable[[ManyProgress], object] | None = None
+) -> list[Results]:
+    """Simulate scenarios, as `run_many` does, to their ends.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed meanwhile.
+    """
+    results = run_many(scenarios, processes=processes, progress=progress)
+    if not all(each.complete for each in results):
+        raise KeyboardInterrupt
+    return results
 
 
 def side_by_side(units: Sequence[ExpertTraffic]) -> ExpertTraffic:

@@ -5,6 +5,7 @@ Not for how long it takes (`fourlane.twin.exchange.table`).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -42,8 +43,9 @@ class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True):
         phase: decode takes low-latency kernels, which send a message for every choice of a token; prefill normal ones,
             which send a token once to every node, where it is passed on over NVLink. Without NVLink both are alike.
         nvlink: low-latency kernels use it inside the node.
-        hidden, top_k, groups, top_groups: of the model.
-        experts: physical slots a layer, replicas included.
+        hidden, experts, top_k, groups, top_groups: of the model. Groups are taken to lie within nodes, as hierarchical
+            placement has them.
+        slots: physical ones a layer, replicas included: low-latency kernels close a stream to each.
         dispatch: what tokens are sent as; combine is BF16 (FP32 where dispatch is).
         lanes: what the network does with it.
         kernels: their figures; `kernels_source` says whose.
@@ -58,6 +60,7 @@ class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int
     groups: int = 1
     top_groups: int = 1
+    slots: int
     dispatch: DispatchType = "fp8"
     lanes: LanesCase
     kernels: ExpertKernels
@@ -93,6 +96,13 @@ class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True):
         """Return how messages change rail: through spines, or where rails are apart over NVLink first."""
         return "spine" if joins_rails(self.cluster) or not self.on_nvlink else "sender"
 
+    @property
+    def choices(self) -> dict[str, int]:
+        """Return the experts that are drawn from, equally many on each rank and in each group, and how."""
+        whole = math.lcm(self.ranks, self.groups)
+        experts = -(-self.experts // whole) * whole
+        return {"experts": experts, "top_k": self.top_k, "groups": self.groups, "top_groups": self.top_groups}
+
     def message(self, operation: Operation) -> int:
         """Return the bytes of one message."""
         if self.dispatch == "fp32":
@@ -108,7 +118,7 @@ class ExchangeSetting(msgspec.Struct, frozen=True, kw_only=True):
             self.kernels.beside_ps(
                 operation,
                 by_nic=self.by_nic,
-                experts=self.experts * (self.ranks - stay) // self.ranks,
+                experts=self.slots * (self.ranks - stay) // self.ranks,
                 reduced=round(tokens * self.top_k * self.message("combine")),
             )
         )
@@ -168,16 +178,16 @@ def exchange_setting(  # noqa: PLR0913 - what an exchange depends on
         raise SpecError(*faults)
     placed = msgspec.structs.replace(cluster, gpu=chosen)
     kernels, source = kernels_of(placed)
-    slots = architecture.experts + redundant_experts
     return ExchangeSetting(
         cluster=placed,
         ranks=ranks,
         phase=phase,
         hidden=architecture.hidden,
-        experts=-(-slots // ranks) * ranks,
+        experts=architecture.experts,
         top_k=architecture.top_k,
         groups=architecture.groups,
         top_groups=architecture.top_groups,
+        slots=-(-(architecture.experts + redundant_experts) // ranks) * ranks,
         dispatch=dispatch or architecture.weights,
         lanes=lanes,
         kernels=kernels,

@@ -59,6 +59,7 @@ def of_row(row: ExchangeRow) -> ExchangeSetting:
         nvlink=row.nvlink,
         hidden=row.hidden,
         experts=row.experts,
+        slots=row.experts,
         top_k=row.top_k,
         groups=row.groups,
         top_groups=row.top_groups,
