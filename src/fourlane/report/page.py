@@ -48,7 +48,8 @@ figure svg { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; }
 th, td { padding: .36rem .8rem; text-align: right; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; } tbody tr + tr td { border-top: 1px solid var(--line); }
+td { font-variant-numeric: tabular-nums; white-space: nowrap; } td.left { white-space: normal; }
+tbody tr + tr td { border-top: 1px solid var(--line); }
 th.left, td.left { text-align: left; } tbody td:first-child { font-weight: 600; white-space: nowrap; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--mark); font-size: .9rem; }
 footer { margin-top: 3rem; padding-top: .8rem; color: var(--soft); font-size: .8rem;

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ladder_page", "ladder_tables", "ladder_waterfall"]
 
-_ROUTING = {
-    "ecmp": "ECMP: hashed by flow",
-    "adaptive": "adaptive: by queue depth",
-    "spray": "sprayed packet by packet",
-}
+_ROUTING = {"ecmp": "ECMP", "adaptive": "adaptive, by queue depth", "spray": "sprayed packet by packet"}
 _QUEUE = {"shared": "one for all classes", "own": "own queue, weight and buffer"}
 _ECN = {True: "marks; senders slow down", False: "off on the expert lane"}
 _KV = {"hpn": "on the experts' network (HPN)", "dcn": "on a network of its own (DCN)"}

@@ -27,7 +27,7 @@ __all__ = ["Measured", "Setting", "Waterfall", "overall", "plot_waterfall", "wat
 
 _PALE_GREEN, _PALE_GREY, _LINE, _DARK = "#d7efe3", "#eef1f4", "#8c959f", "#1f2328"
 _WIDE = 0.66
-_HEAD, _HERO, _OTHER = 0.95, 3.3, 1.35
+_HEAD, _HERO, _OTHER = 1.1, 3.3, 1.35
 """Heights in inches: of the head, of the first quantity, of each other."""
 _TIMES = 1.5
 """From here on a change is told as a factor."""
@@ -128,12 +128,12 @@ def _draw_head(axes: Axes, waterfall: Waterfall) -> None:
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0, 1.0, waterfall.title, fontsize=19, weight="bold", color=_DARK, va="top")
-    axes.text(0, 0.56, waterfall.subtitle, fontsize=9.5, color=GREY, va="top", linespacing=1.45)
+    axes.text(0, 0.42, waterfall.subtitle, fontsize=9.5, color=GREY, va="top", linespacing=1.45)
     for place, measured in enumerate(reversed(waterfall.quantities)):
         at = 1.0 - place * 0.145
         axes.text(at, 1.0, measured.title.partition(",")[0], fontsize=9, color=GREY, ha="right", va="top")
         text, colour = overall(measured), _overall_colour(measured)
-        axes.text(at, 0.76, text, fontsize=19, weight="bold", color=colour, ha="right", va="top")
+        axes.text(at, 0.80, text, fontsize=19, weight="bold", color=colour, ha="right", va="top")
 
 
 def overall(measured: Measured) -> str:
