@@ -13,12 +13,14 @@ from fourlane.report.tables import Table, number, percent, time_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fourlane.lanes.plan import LanePlan
     from fourlane.spec.twin import Slo, Twin
     from fourlane.twin.point_values import OperatingPoint, PhasePoint
     from fourlane.twin.times import StepTime
 
 __all__ = [
     "first_token_table",
+    "lanes_table",
     "latency_table",
     "point_tables",
     "sources_table",
@@ -119,6 +121,28 @@ def step_table(phase: str, step: StepTime) -> Table:
         columns=("part", "time", "of step", "bound by"),
         rows=tuple(rows),
         left=frozenset({"bound by"}),
+    )
+
+
+def lanes_table(plan: LanePlan) -> Table:
+    """Return what each class of traffic gets."""
+    rows = tuple(
+        (
+            kind.value,
+            str(lane.queue),
+            "first" if lane.scheduler == "strict" else f"{lane.weight} %",
+            "-" if lane.cap is None else f"{lane.cap} %",
+            f"{lane.alpha:g}",
+            "lossless" if lane.lossless else "lossy",
+            "-" if lane.marking is None else f"{lane.marking.kmin} to {lane.marking.kmax}",
+            lane.routing,
+            {"both": "hpn, dcn"}.get(lane.network, lane.network),
+        )
+        for kind, lane in plan.classes.items()
+    )
+    columns = ("class", "queue", "weight", "at most", "alpha", "loss", "ECN marks", "routing", "network")
+    return Table(
+        title=f"Lanes: {plan.name}", columns=columns, rows=rows, left=frozenset({"loss", "routing", "network"})
     )
 
 
