@@ -16,6 +16,8 @@ from fourlane.units import Duration, Size
 
 __all__ = ["Efficiencies", "efficiencies"]
 
+_SAME_CHIP = {"h100": "h800"}
+"""GPUs that differ in NVLink alone."""
 _CATALOG = Path(__file__).parent / "catalog"
 
 
@@ -27,6 +29,7 @@ class Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         grouped: that of grouped GEMMs, whose rows are filled up to whole tiles.
         attention_prefill, attention_decode: share of the BF16 peak that attention reaches.
         memory: share of the memory's rate.
+        sustained: how fast all that is in a running service, of what kernels reach alone: clocks under load, gaps.
         tile_rows: rows of a tile of GEMMs; half a tile is wasted, on the mean, for each matrix.
         kernel: what a kernel takes beside its work: launch, first loads, last tile.
         sm_share_prefill, sm_share_decode: of processors, taken by communication while it is under way.
@@ -42,6 +45,7 @@ class Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     attention_prefill: float
     attention_decode: float
     memory: float
+    sustained: float
     tile_rows: int
     kernel: Duration
     sm_share_prefill: float
@@ -69,4 +73,6 @@ def efficiencies(gpu: str) -> Efficiencies:
     name = gpu.lower().replace("_", "-").replace(" ", "-")
     if name in known:
         return known[name]
+    if name in _SAME_CHIP:
+        return known[_SAME_CHIP[name]]
     return msgspec.structs.replace(known["h800"], fitted={}, source=f"no figures of {name}: those of h800 assumed")

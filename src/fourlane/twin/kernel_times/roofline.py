@@ -71,7 +71,7 @@ class RooflineTimes:
             spent["compute" if computing_s > reading_s else "memory"] += max(computing_s, reading_s)
         worked_s = sum(spent.values())
         bound = "launch" if fixed_s > worked_s else max(spent, key=lambda name: spent[name])
-        return Timed(worked_s + fixed_s, bound, self._source(part, kernels))
+        return Timed((worked_s + fixed_s) / self._reached.sustained, bound, self._source(part, kernels))
 
     @cached_property
     def weights(self) -> str:
@@ -130,10 +130,11 @@ class RooflineTimes:
         reached = self._reached
         names = {"attention prefill": "attention_prefill", "attention decode": "attention_decode"}
         figures = [names.get(kind, kind) for kind in kinds]
-        shares = [self._share(name, getattr(reached, name)) for name in (*figures, "memory")]
+        shares = [self._share(name, getattr(reached, name)) for name in (*figures, "memory", "sustained")]
         return f"roofline of {self.gpu}, {self.weights} weights: {', '.join(shares)}"
 
     def _share(self, name: str, value: float) -> str:
         rows = self._reached.fitted.get(name)
         how = f"fitted: {', '.join(rows)}" if rows else "assumed"
-        return f"{name.replace('_', ' ')} at {value:g} of peak ({how})"
+        of = "" if name == "sustained" else " of peak"
+        return f"{name.replace('_', ' ')} at {value:g}{of} ({how})"
