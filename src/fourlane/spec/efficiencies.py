@@ -16,9 +16,9 @@ from fourlane.units import Duration, Size
 
 __all__ = ["Efficiencies", "efficiencies"]
 
-_SAME_CHIP = {"h100": "h800"}
-"""GPUs that differ in NVLink alone."""
 _CATALOG = Path(__file__).parent / "catalog"
+_LIKE = "h100"
+"""Whose figures stand for those of GPUs that have none: SGLang's, which others can run."""
 
 
 class Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +63,7 @@ class _Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 @cache
 def efficiencies(gpu: str) -> Efficiencies:
-    """Return what is reached on a GPU of the catalog; one without figures of its own reaches what H800 does.
+    """Return what is reached on a GPU of the catalog; one without figures of its own reaches what H100 does.
 
     Raises:
         SpecError: the catalog has no such GPU.
@@ -73,6 +73,4 @@ def efficiencies(gpu: str) -> Efficiencies:
     name = gpu.lower().replace("_", "-").replace(" ", "-")
     if name in known:
         return known[name]
-    if name in _SAME_CHIP:
-        return known[_SAME_CHIP[name]]
-    return msgspec.structs.replace(known["h800"], fitted={}, source=f"no figures of {name}: those of h800 assumed")
+    return msgspec.structs.replace(known[_LIKE], fitted={}, source=f"no figures of {name}: those of {_LIKE} assumed")

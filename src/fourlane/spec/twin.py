@@ -69,14 +69,15 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `popularity`: "uniform"; "zipf:EXPONENT" (1.2: the field's usual power law); "lognormal", drawn like published loads
     (`policy.load_generator`); or a file of recorded loads (`fourlane experts` reads the same). `lean`: how far batches
     depart from it, coefficient of variation of an expert's share from batch to batch. `placement` "linear": experts in
-    order; "balanced": placed by `policy.placement` for the popularity. `split`: each batch's tokens are split over
+    order; "balanced": placed by `policy.placement` for the popularity; "hierarchical": so, too, but every group of
+    experts in one node, as public engines do where groups divide by nodes. `split`: each batch's tokens are split over
     replicas so that the fullest rank has least (`policy.token_split`); without: evenly. `forced`: every rank gets the
     same, as in published profiles ("forced balance"); then the rest is of no account.
     """
 
     popularity: str = "lognormal"
     lean: float = 0.1
-    placement: Literal["linear", "balanced"] = "balanced"
+    placement: Literal["linear", "balanced", "hierarchical"] = "balanced"
     split: bool = True
     forced: bool = False
 

@@ -131,7 +131,9 @@ def expert_balance(
         groups=architecture.groups if architecture.experts % architecture.groups == 0 else 1,
         top_k=architecture.top_k,
     )
-    return _balance(_Group(ranks, slots, nodes if ranks % nodes == 0 else 1), shape, experts, phase, seed, key)
+    return _balance(
+        _Group(ranks, slots, nodes if ranks % nodes == 0 else 1, shape.groups), shape, experts, phase, seed, key
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class _Group:
     ranks: int
     slots: int
     nodes: int
+    groups: int
 
 
 @lru_cache(maxsize=512)
@@ -157,7 +160,8 @@ def _balance(group: _Group, shape: ModelShape, experts: Experts, phase: Phase, s
         ]
     )
     mean_TF = drawn_TLF.mean(axis=1)
-    how = "placed for it" if experts.placement == "balanced" else "in order"
+    placed = {"linear": "in order", "balanced": "placed for it", "hierarchical": "placed for it, groups in nodes"}
+    how = placed[experts.placement]
     split = "batches split over replicas" if experts.split else "replicas used evenly"
     source = (
         f"{popularity}, batches leaning by {experts.lean:g}; {shape.experts} experts in {group.slots} slots on "
@@ -179,8 +183,15 @@ def _placement(load_LE: NDArray[np.int64], group: _Group, experts: Experts, seed
     layers, count = load_LE.shape
     if experts.placement == "linear":
         return linear_placement(layers=layers, experts=count, ranks=group.ranks, redundant=max(0, group.slots - count))
+    hierarchical = experts.placement == "hierarchical" and group.nodes > 1 and group.groups % group.nodes == 0
     return place_experts(
-        load_LE, ranks=group.ranks, slots=group.slots, nodes=group.nodes, split_aware=experts.split, seed=seed
+        load_LE,
+        ranks=group.ranks,
+        slots=group.slots,
+        nodes=group.nodes,
+        groups=group.groups if hierarchical else None,
+        split_aware=experts.split,
+        seed=seed,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from fourlane.policy.overlap_order import Stretch, order_for, timeline
+from fourlane.policy.overlap_order import ORDERS, Stretch, order_for, timeline
 from fourlane.policy.stages import model_stages
 from fourlane.spec.efficiencies import efficiencies
 from fourlane.spec.twin import Assumptions
@@ -92,6 +92,7 @@ class StepModel:
         figures: what cannot be worked out.
         gpu: whether ranks compute on GPUs; two streams take turns otherwise on CPUs.
         experts_to_attention: how much longer a token's experts take than its attention, where ranks are CPUs.
+        turns: by which order of `policy.overlap_order` two streams take turns; None: by phase and GPU.
     """
 
     architecture: Architecture
@@ -104,6 +105,7 @@ class StepModel:
     figures: StepFigures = field(default_factory=StepFigures)
     gpu: bool = True
     experts_to_attention: float = 1.0
+    turns: str | None = None
 
     def step(self, load: GroupLoad) -> StepTime:
         """Return what a step with this load takes, and what it is made of."""
@@ -125,6 +127,8 @@ class StepModel:
     @cached_property
     def order(self) -> OverlapOrder:
         """Return the order in which two streams take turns."""
+        if self.turns is not None:
+            return ORDERS[self.turns]
         return order_for(self.phase, gpu=self.gpu, experts_to_attention=self.experts_to_attention)
 
     @cached_property

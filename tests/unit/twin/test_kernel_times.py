@@ -30,7 +30,12 @@ def test_few_rows_are_bound_by_reading_the_experts_that_have_any(experts: int) -
         RooflineTimes(DEEPSEEK, "h100").part("experts", decode(8, 0, experts=held)) for held in (experts, experts / 2)
     ]
     assert taken[0].bound == "memory"
-    reading_s = experts / 2 * DEEPSEEK.expert_parameters / (3.35e12 * efficiencies("h100").memory * efficiencies("h100").sustained)
+    reading_s = (
+        experts
+        / 2
+        * DEEPSEEK.expert_parameters
+        / (3.35e12 * efficiencies("h100").memory * efficiencies("h100").sustained)
+    )
     assert taken[0].seconds - taken[1].seconds == pytest.approx(reading_s, rel=0.05)
 
 
@@ -39,7 +44,8 @@ def test_many_rows_are_bound_by_computing() -> None:
     found = times.part("experts", prefill(16384))
     assert found.bound == "compute"
     flops = 2 * 16384 * 8 * DEEPSEEK.expert_parameters
-    assert flops / found.seconds / 1979e12 < efficiencies("h800").grouped
+    reached = flops / found.seconds / 1979e12
+    assert 0.35 < reached < efficiencies("h800").grouped * efficiencies("h800").sustained
 
 
 @pytest.mark.parametrize("part", ["attention 0", "attention 1", "router", "shared expert", "experts", "output"])
