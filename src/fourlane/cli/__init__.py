@@ -24,6 +24,7 @@ _COMMANDS = {
     "fabric": "Simulate the network packet by packet; show its topology and its latency.",
     "lab": "Show on this one machine what each lane does, with real packets.",
     "lanes": "Plan what each class of traffic gets; prove it, and render it to every device.",
+    "plan": "Write the files that launch a planned service on fourlane, SGLang or vLLM.",
     "serve": "Serve a model: start the ranks and answer HTTP until Ctrl-C.",
     "twin": "Simulate a whole service on its cluster: latency, throughput, what each measure brings.",
     "worker": "Run one rank of a service whose gateway runs elsewhere.",

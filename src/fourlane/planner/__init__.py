@@ -1,0 +1,1 @@
+"""Plans of whole services, and the files that launch them."""
