@@ -18,14 +18,12 @@ from fourlane.engine.exchange.communication_thread import CommunicationThread
 from fourlane.engine.exchange.joining import STEP_S, join
 from fourlane.engine.exchange.local import LocalExchange
 from fourlane.engine.measured_passes import ALONE, Passes, PassPlan, RankTrace, Way
-from fourlane.engine.messages import Sampling
+from fourlane.engine.measured_steps import BLOCK, decoding_step, filled_pages, prompts_step
 from fourlane.engine.micro_batches import StepRunner
 from fourlane.engine.model.config import read_config
 from fourlane.engine.model.qwen3_moe import load_model
 from fourlane.engine.overlap import Overlapping
 from fourlane.engine.rank_config import RankConfig
-from fourlane.engine.scheduler import Scheduled, Step
-from fourlane.engine.sequence import Sequence
 from fourlane.engine.stage_trace import StageTrace
 from fourlane.errors import SpecError
 from fourlane.policy.overlap_order import ORDERS
@@ -37,10 +35,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fourlane.engine.exchange.contract import Pending, Received
+    from fourlane.engine.scheduler import Step
 
 __all__ = ["run_rank"]
 
-_BLOCK = 16
 _FEWEST, _MOST = 3, 500
 """Passes of a step, whatever they take."""
 _LEARNING = 3
@@ -210,32 +208,13 @@ class _Rank:
 
     def _pages(self, most: int) -> Tensor:
         """Return pages enough for any of the steps, filled with small random numbers."""
-        context_pages = -(-self._plan.context // _BLOCK)
+        context_pages = -(-self._plan.context // BLOCK)
         prompts = -(-most // self._plan.context)
         blocks = 1 + (context_pages + most if self._plan.phase == "decode" else prompts * context_pages)
-        shape = self._model.kv_geometry(blocks, _BLOCK)
-        generator = torch.Generator().manual_seed(1)
-        pages = torch.randn(shape.layers, 2, blocks, _BLOCK, shape.kv_heads, shape.head_dim, generator=generator)
-        return pages * 0.1
+        return filled_pages(self._model, blocks, _CPU)
 
     def _step(self, tokens: int) -> Step:
         context = self._plan.context
         if self._plan.phase == "prefill":
-            starts = range(0, tokens, context)
-            pages = -(-context // _BLOCK)
-            parts = [
-                self._part(min(context, tokens - start), 0, range(1 + turn * pages, 1 + (turn + 1) * pages))
-                for turn, start in enumerate(starts)
-            ]
-        else:  # all read the same pages, and write a page of their own
-            full, rest = divmod(context, _BLOCK)
-            shared = range(1, 1 + full + (rest > 0))
-            own = 1 + len(shared)
-            parts = [self._part(1, context, [*shared[:full], own + each]) for each in range(tokens)]
-        return Step(parts, more=True)
-
-    def _part(self, tokens: int, computed: int, blocks: range | list[int]) -> Scheduled:
-        token_ids = self._rng.integers(self._vocabulary, size=computed + tokens).tolist()
-        sampling = Sampling(max_tokens=1)
-        sequence = Sequence(0, token_ids, computed or tokens, sampling, blocks=list(blocks), computed=computed)
-        return Scheduled(sequence, tokens)
+            return prompts_step(self._rng, self._vocabulary, tokens=tokens, longest=context)
+        return decoding_step(self._rng, self._vocabulary, sequences=tokens, context=context)

@@ -47,21 +47,19 @@ class MeasuredPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class MeasuredPhase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A unit's passes of one phase, with nothing else on the machine.
+    """A unit's steps of one phase.
 
-    `parts`: by the names of `policy.stages.Part`. Rows are tokens of the rank; of "experts" (token, expert) pairs it
-    computes, of "output" logits. Parts between the same two points of handing over are measured together, under the
-    name of the first. `exchange`: "dispatch" and "combine", from when the last rank has posted until rows are there;
-    rows are tokens a rank. `sampling`: choosing and telling tokens, by how many; once a step.
-
-    Units:
-        step_s: seconds of each step beside its pass and sampling.
+    `parts`: of passes with nothing else on the machine, by the names of `policy.stages.Part`; of the rank that took
+    longest. Rows are tokens of a rank; of "experts" (token, expert) pairs of the mean rank, of "output" logits. Parts
+    between the same two points of handing over are measured together, under the name of the first. `exchange`:
+    "dispatch" and "combine", from when the last rank has posted until rows are there; rows are tokens of the mean rank.
+    `beside`: what steps of the running service take beyond their passes (scheduling, choosing and telling tokens, and
+    what gateway, client and KV transfer take from the ranks meanwhile); rows are tokens of the whole unit.
     """
 
     parts: dict[str, MeasuredPart]
     exchange: dict[Literal["dispatch", "combine"], MeasuredPart]
-    sampling: MeasuredPart
-    step_s: float
+    beside: MeasuredPart
 
 
 class MeasuredKv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,32 +77,26 @@ class MeasuredKv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Crowding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What happens when more processes want cores than there are.
 
-    `prefill`, `decode`: how many times as long a unit's step takes while a unit of the other phase steps, too. Those
-    who share `cores` fairly and lose nothing would take as many times as long as there are ranks for a core.
+    How many times as long a unit's step takes while a unit of the other phase steps, too: `prefill` and `decode` where
+    all ranks of the prefill unit have prompts to compute, `prefill_lone` and `decode_lone` where one has.
     """
 
     prefill: float
     decode: float
+    prefill_lone: float
+    decode_lone: float
 
 
 class MeasuredOverheads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a service does for its requests beside steps; nothing by default.
-
-    The `*_host_s` are processor time of gateway and load generator, which on a machine whose `cores` ranks share they
-    take from the ranks; the others are waiting, whoever computes meanwhile.
+    """What a request waits for beside steps and KV; nothing by default.
 
     Units:
-        arrive_s: seconds from sending a request until its ranks are chosen; reserve_s: to the decode rank and back, for
-        pages; deliver_s: from a token's choice until the client has it; request_host_s: for each request;
-        token_host_s: for each token; message_host_s: for each step of a rank that tells tokens.
+        arrive_s: seconds from sending a request until a prefill rank may compute it, pages reserved, and from its first
+        token until the client has it; token_host_s: processor time of gateway and client for each token, to be known.
     """
 
     arrive_s: float = 0.0
-    reserve_s: float = 0.0
-    deliver_s: float = 0.0
-    request_host_s: float = 0.0
     token_host_s: float = 0.0
-    message_host_s: float = 0.0
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,14 +162,12 @@ def _phase_faults(name: str, phase: MeasuredPhase, *, exchanges: bool) -> Iterat
     missing = [operation for operation in ("dispatch", "combine") if operation not in phase.exchange]
     if exchanges and missing:
         yield Fault(f"{name}.exchange", f"expected {' and '.join(missing)}, too: units of several ranks exchange")
-    if not phase.step_s >= 0:
-        yield Fault(f"{name}.step_s", f"expected 0 or more seconds, got {phase.step_s:g}")
 
 
 def _measured(name: str, phase: MeasuredPhase) -> Iterator[tuple[str, MeasuredPart]]:
     yield from ((f"{name}.parts.{part}", found) for part, found in phase.parts.items())
     yield from ((f"{name}.exchange.{operation}", found) for operation, found in phase.exchange.items())
-    yield f"{name}.sampling", phase.sampling
+    yield f"{name}.beside", phase.beside
 
 
 def _part_faults(place: str, part: MeasuredPart) -> Iterator[Fault]:

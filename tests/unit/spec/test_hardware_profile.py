@@ -30,8 +30,7 @@ def a_phase() -> MeasuredPhase:
     return MeasuredPhase(
         parts={"attention 0": part, "attention 1": attention, "experts": part, "output": part},
         exchange={"dispatch": part, "combine": part},
-        sampling=part,
-        step_s=2e-4,
+        beside=part,
     )
 
 
@@ -62,7 +61,7 @@ def profile() -> HardwareProfile:
         decode=a_phase(),
         kv=MeasuredKv(transport="shared_memory", bytes_per_s=1e9, latency_s=1e-3),
         overheads=MeasuredOverheads(arrive_s=2e-3),
-        crowding=Crowding(prefill=2.0, decode=2.1),
+        crowding=Crowding(prefill=2.0, decode=2.1, prefill_lone=1.4, decode_lone=2.0),
     )
 
 
@@ -77,21 +76,21 @@ def test_every_fault_of_a_profile_is_told_with_its_place(profile: HardwareProfil
     changed = msgspec.structs.replace(
         profile,
         cores=0,
-        decode=msgspec.structs.replace(profile.decode, sampling=wrong, exchange={"dispatch": wrong}),
-        crowding=Crowding(prefill=0.5, decode=2.0),
+        decode=msgspec.structs.replace(profile.decode, beside=wrong, exchange={"dispatch": wrong}),
+        crowding=Crowding(prefill=0.5, decode=2.0, prefill_lone=1.4, decode_lone=2.0),
     )
     path = tmp_path / "profile.toml"
     path.write_text(render(changed))
     with pytest.raises(SpecError) as raised:
         load_profile(path)
     text = str(raised.value)
-    for place in ("cores", "decode.sampling.rows", "decode.exchange.dispatch", "decode.exchange: ", "crowding.prefill"):
+    for place in ("cores", "decode.beside.rows", "decode.exchange.dispatch", "decode.exchange: ", "crowding.prefill"):
         assert f"profile.toml: {place}" in text
 
 
 def test_numbers_of_rows_and_of_seconds_must_agree(profile: HardwareProfile, tmp_path: Path) -> None:
-    short = msgspec.structs.replace(profile.prefill, sampling=MeasuredPart(rows=(1, 2), seconds=(1.0,)))
+    short = msgspec.structs.replace(profile.prefill, beside=MeasuredPart(rows=(1, 2), seconds=(1.0,)))
     path = tmp_path / "profile.toml"
     path.write_text(render(msgspec.structs.replace(profile, prefill=short)))
-    with pytest.raises(SpecError, match=r"prefill.sampling: expected as many seconds as rows, at least one, got 1, 2"):
+    with pytest.raises(SpecError, match=r"prefill.beside: expected as many seconds as rows, at least one, got 1, 2"):
         load_profile(path)

@@ -7,6 +7,7 @@ from fourlane.cli import LazyGroup
 __all__ = ["twin"]
 
 _COMMANDS = {
+    "calibrate": "Measure this machine by ranks and a service on it; write a hardware profile.",
     "show": "Write out a twin with all that it leaves to defaults; or the catalog's names.",
 }
 
