@@ -92,6 +92,8 @@ def load_twin(path: str | Path, *, overrides: Sequence[str] = ()) -> Twin:
     Raises:
         SpecError: with every fault of the file and the overrides.
     """
+    from fourlane.spec.twin_rules import twin_faults
+
     file = _file_of(path, "twin")
     data = _read_toml(file)
     for key in ("model", "cluster", "hardware"):
@@ -101,6 +103,8 @@ def load_twin(path: str | Path, *, overrides: Sequence[str] = ()) -> Twin:
     _find_beside(file, data.get("workload"), "trace")
     changed = _apply(data, overrides)
     twin, faults = read_struct(Twin, data)
+    if twin is not None:
+        faults += _unrelated(twin_faults(twin), faults)
     _refuse(faults, file.name, changed)
     return twin
 

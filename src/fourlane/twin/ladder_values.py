@@ -24,11 +24,12 @@ class Rung:
         measure: in words: "ECMP -> adaptive routing".
         twin: the service with it.
         point: at the ladder's rate: latencies of the same load on each rung.
-        peak: at the greatest rate the rung can serve (within its SLO, where one is given).
+        peak: near the greatest rate the rung can serve, whatever its SLO.
         exchange_s: a mean step's dispatch and combine, by phase.
         slowdown: by phase, how much longer these take beside all other traffic of the cluster than alone.
-        gain: of this measure over the rung before: "ttft", "tpot" as shares of time saved, "throughput" as a share
-            gained; empty for the first.
+        gain: of this measure over the rung before: "ttft", "tpot" as shares of time saved at the ladder's rate;
+            "throughput" as a share gained, that of the weakest part, and "prefill", "decode" that of each phase; empty
+            for the first.
         sources: of its figures, by name.
     """
 

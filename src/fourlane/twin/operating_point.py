@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fourlane.twin.assembly_parts import Assembly
     from fourlane.twin.point_values import OperatingPoint
 
-__all__ = ["NEAR_CAPACITY", "operating_point", "peak_point"]
+__all__ = ["NEAR_CAPACITY", "operating_point", "peak_point", "saturation_point"]
 
 NEAR_CAPACITY = 0.95
 """Of what the weakest part can do: the rate that is sought where there is no SLO."""
@@ -58,7 +58,7 @@ def peak_point(assembly: Assembly) -> OperatingPoint:
     most = steady.capacity * NEAR_CAPACITY
     slo = assembly.twin.slo
     if slo.ttft is None and slo.tpot is None:
-        return steady.point(most, offered=None)
+        return saturation_point(assembly)
     low, high = _LEAST * most, most
     if not steady.meets(low):
         return steady.point(low, offered=None)
@@ -68,6 +68,12 @@ def peak_point(assembly: Assembly) -> OperatingPoint:
         between = math.sqrt(low * high)
         low, high = (between, high) if steady.meets(between) else (low, between)
     return steady.point(low, offered=None, limit=steady.binding(high))
+
+
+def saturation_point(assembly: Assembly) -> OperatingPoint:
+    """Return the service near the capacity of its weakest part, whatever its SLO."""
+    steady = _steady(assembly)
+    return steady.point(steady.capacity * NEAR_CAPACITY, offered=None)
 
 
 def _closed_loop(steady: Steady, concurrency: int) -> OperatingPoint:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-__all__ = ["Draws", "RequestMix", "draws", "request_mix"]
+__all__ = ["Draws", "RequestMix", "draws", "longest", "request_mix"]
 
 DRAWN, DRAWS = 512, 2048
 _P99 = NormalDist().inv_cdf(0.99)
@@ -158,6 +158,17 @@ def request_mix(workload: Workload, *, block_size: int, cache_blocks: int, seed:
         workload.burstiness,
         f"prompts {workload.input_len}, answers {workload.output_len}",
     )
+
+
+def longest(workload: Workload) -> dict[str, int]:
+    """Return the tokens of the longest prompt and of the longest request; of a lognormal the 99th percentile."""
+    if workload.trace is not None:
+        input_N, output_N, *_ = _of_trace(workload.trace, workload.requests, 1, 0)
+        return {"prompt": int(input_N.max()), "request": int((input_N + output_N).max())}
+    most = [
+        Lengths.parse(getattr(workload, name), name=f"workload.{name}").high for name in ("input_len", "output_len")
+    ]
+    return {"prompt": most[0] + workload.shared_prefix, "request": sum(most) + workload.shared_prefix}
 
 
 def _values(lengths: Lengths) -> Floats:
