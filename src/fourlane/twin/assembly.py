@@ -63,6 +63,7 @@ def assemble(twin: Twin, *, progress: Callable[[Any], object] | None = None, pro
     architecture, cluster, gpu = named_parts(twin)
     _refuse(twin, placed_faults(twin, architecture, cluster))
     lanes = lanes_case(twin.lanes, cluster)
+    assert lanes.plan is not None, "a twin's lanes have a plan"
     memory = _memory(twin, architecture, gpu)
     settings = exchange_settings(twin, architecture, cluster, lanes)
     tables = exchange_tables([settings[phase] for phase in _PHASES], progress=progress, processes=processes)
@@ -78,7 +79,7 @@ def assemble(twin: Twin, *, progress: Callable[[Any], object] | None = None, pro
         plan=lanes.plan,
         prefill=models["prefill"],
         decode=models["decode"],
-        kv=kv_path(cluster, lanes, gpu=gpu),
+        kv=kv_path(cluster, lanes),
         kv_token_bytes=float(architecture.kv_bytes_per_token(twin.assumptions.kv)),
         tokens_per_step=tokens_per_step(twin.assumptions),
         overheads=Overheads(),

@@ -50,6 +50,7 @@ class _State:
     prefill: PrefillState
     decode: DecodeState
     kv: KvState
+    reserving_N: Floats
     waiting_N: Floats
     computing_N: Floats
     exposed_N: Floats
@@ -165,7 +166,7 @@ class Steady:
         """Return how many times as long steps take because ranks want more cores than there are."""
         cores = self.assembly.cores
         assert cores is not None
-        computing = state.prefill.busy * state.prefill.working * self.assembly.prefill.pool.ranks
+        computing = state.prefill.busy * self.assembly.prefill.ranks
         computing += state.decode.busy * state.decode.working * self.assembly.decode.pool.ranks
         return max(1.0, computing / cores)
 
@@ -187,12 +188,14 @@ class Steady:
         waiting_N, computing_N = prefill_times(prefill, table, drawn, ranks=pool.ranks, chunk=chunk, slower=slower)
         exposed_N = exposed_times(path, drawn.input_N, computing_N, drawn.kv_N)
         overheads = assembly.overheads
-        held_s = overheads.reserve_s + float((waiting_N + computing_N + exposed_N).mean())
-        unhindered_N = exposed_times(replace(path, wait_s=0.0), drawn.input_N, computing_N, drawn.kv_N)
-        alone_s = overheads.reserve_s + prefill.step_s / 2 + float((computing_N + unhindered_N).mean())
         decoding = self._decode_table(path.background)
+        decode = decode_state(decoding, mix, rate, self.room, held_s=0.0, slower=slower)
+        reserving_N = overheads.reserve_s + (1.0 - drawn.reserve_N) * decode.busy * decode.step_s
+        held_s = float((waiting_N + computing_N + exposed_N).mean()) + float(reserving_N.mean())
+        unhindered_N = exposed_times(replace(path, wait_s=0.0), drawn.input_N, computing_N, drawn.kv_N)
+        alone_s = float((reserving_N + computing_N + unhindered_N).mean()) + prefill.step_s / 2
         decode = decode_state(decoding, mix, rate, self.room, held_s=held_s, slower=slower)
-        ttft_N = overheads.arrive_s + overheads.reserve_s + waiting_N + computing_N + overheads.deliver_s
+        ttft_N = overheads.arrive_s + reserving_N + waiting_N + computing_N + overheads.deliver_s
         steps_N = drawn.further_N / assembly.tokens_per_step
         answering_N = exposed_N + (1.0 - drawn.decode_N) * decode.busy * decode.step_s + steps_N * decode.step_s
         tpot_N = np.divide(answering_N, drawn.further_N, out=np.zeros_like(answering_N), where=drawn.further_N > 0)
@@ -201,6 +204,7 @@ class Steady:
             prefill,
             decode,
             path,
+            reserving_N,
             waiting_N,
             computing_N,
             exposed_N,
@@ -301,7 +305,8 @@ class Steady:
     def _ttft_parts(self, state: _State) -> dict[str, float]:
         overheads = self.assembly.overheads
         return {
-            "gateway": overheads.arrive_s + overheads.reserve_s + overheads.deliver_s,
+            "gateway": overheads.arrive_s + overheads.deliver_s,
+            "reserving": float(state.reserving_N.mean()),
             "waiting": float(state.waiting_N.mean()),
             "prefill": float(state.computing_N.mean()),
         }

@@ -1,12 +1,11 @@
 """How prompts are prefilled in steady state: what a step holds, and how long a prompt waits for it.
 
-All ranks of a unit step together. What comes while a step runs waits for its end, and is then computed at once, a chunk
-a rank. So a step's load is what came during the step before, and its length follows from that: a fixed point. Routing
-gives a prompt to the rank with the least queued tokens, the first of equals (`policy.request_routing`): units with idle
-ranks fill one after another.
+All ranks of a unit step together. A prompt goes to an idle unit while there is one (`policy.request_routing`) and
+begins at once; where all are in a step it waits for the end of one, and is then computed with what else came meanwhile.
+So a step's load is what came during the step before, and its length follows from that: a fixed point.
 
-What is approximated: steps in a row are equally long; requests find ranks of their own while there are any; the wait
-of a service near its capacity is that of a queue in front of as many servers as there are ranks (Sakasegawa, 1977).
+What is approximated: steps are drawn independently of each other; how uneven the ranks of a unit are where they have
+several prompts; the wait of a service near its capacity is that of one queue before several servers (Sakasegawa, 1977).
 """
 
 from __future__ import annotations
@@ -28,30 +27,48 @@ if TYPE_CHECKING:
 __all__ = ["PrefillState", "Queue", "prefill_capacity", "prefill_state", "prefill_times", "queue_wait"]
 
 _ROUNDS = 60
+_QUANTILES = (np.arange(16) + 0.5) / 16
+_UNEVEN, _UNLIKE = 0.3, 1.1
+"""Of a chunk: how much the fullest of 8 ranks has beyond twice the mean where ranks have several chunks, and how much
+more where these are unlike, by their squared coefficient of variation; more ranks, more by the logarithm. Fitted to
+`fourlane.twin.serving` with linear step times."""
+_POOLED = 0.5
+"""Of further ranks that count as servers of one queue: prompts are given to a rank when they come, and stay there.
+Fitted to the same."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class PrefillState:
     """Prefill units in steady state.
 
     Args:
-        fullest, mean: tokens of the fullest and the mean rank in a step.
-        step_s: a step's length.
-        busy: share of time a unit with work steps.
-        working: units that get work.
-        arrivals: prompts that come to a unit during a step.
+        fullest_Q, seconds_Q: tokens of the fullest rank and lengths of equally likely steps.
+        mean: tokens of the mean rank in a step.
+        chunk: tokens of a prompt that are computed in a step.
+        busy: share of time a unit steps.
+        all_busy: share of prompts that find every unit in a step.
         utilisation: of what all units can do.
         queue: the wait for a rank.
     """
 
-    fullest: float
+    fullest_Q: Floats
+    seconds_Q: Floats
     mean: float
-    step_s: float
+    chunk: float
     busy: float
-    working: float
-    arrivals: float
+    all_busy: float
     utilisation: float
     queue: Queue
+
+    @property
+    def fullest(self) -> float:
+        """Return the tokens of the fullest rank of a mean step."""
+        return float(self.fullest_Q.mean())
+
+    @property
+    def step_s(self) -> float:
+        """Return the mean length of steps."""
+        return float(self.seconds_Q.mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +99,13 @@ def queue_wait(utilisation: float, servers: float, service_s: float, variation: 
     """
     if utilisation >= 1:
         return Queue(1.0, math.inf)
-    power = math.sqrt(2 * (servers + 1))
-    waits = utilisation ** (power - 1)
-    mean_s = variation * utilisation ** (power - 1) / (servers * (1 - utilisation)) * service_s
-    return Queue(waits, mean_s)
+    waits = _waits(utilisation, servers)
+    return Queue(waits, variation * waits / (servers * (1 - utilisation)) * service_s)
+
+
+def _waits(utilisation: float, servers: float) -> float:
+    """Return the share of requests that find all servers busy."""
+    return min(1.0, utilisation ** (math.sqrt(2 * (servers + 1)) - 1))
 
 
 def prefill_capacity(table: PrefillTable, mix: RequestMix, ranks: int, chunk: float) -> float:
@@ -109,32 +129,32 @@ def prefill_state(
     chunks = _Chunks.of(mix, chunk)
     new = float(mix.new_N.mean())
     utilisation = rate * slower / prefill_capacity(table, mix, units * ranks, chunk)
-    step_s = table.seconds(min(new, chunk), min(new, chunk) / ranks) * slower
-    working, fullest, mean = 1.0, new, new / ranks
+    first_s = step_s = table.seconds(chunks.mean, chunks.mean / ranks) * slower
+    mean, arrivals = chunks.mean / ranks, 0.0
+    fullest_Q = seconds_Q = np.zeros(0)
     for _ in range(_ROUNDS):
-        arrivals = rate / working * step_s
+        arrivals = rate / units * step_s
         mean = min(chunk, max(arrivals * new, chunks.mean) / ranks)
-        fullest = min(chunk, max(chunks.greatest(min(arrivals * chunks.steps, ranks)), mean + chunks.spread(mean)))
-        found_s = table.seconds(fullest, mean) * slower
-        queued = rate * found_s * (0.5 + chunks.steps)
-        working += 0.5 * (min(units, max(1.0, queued / ranks)) - working)
-        if abs(found_s - step_s) < 1e-4 * step_s and abs(working - min(units, max(1.0, queued / ranks))) < 1e-3:
+        fullest_Q = chunks.fullest(min(max(arrivals * chunks.steps, 1.0), float(ranks)), ranks, mean, chunk)
+        seconds_Q = table.row(fullest_Q, mean) * slower
+        found_s = float(seconds_Q.mean())
+        if abs(found_s - step_s) < 1e-4 * step_s:
             break
         step_s += 0.5 * (found_s - step_s)
-    arrivals = rate / working * step_s
-    idle_s = math.exp(-arrivals) * working / rate if rate > 0 else math.inf
-    service_s = new / chunk * table.seconds(chunk, chunk) * slower
-    spread = float(mix.new_N.var()) / new**2
-    variation = (mix.burstiness**2 + spread) / 2
     return PrefillState(
-        fullest=fullest,
+        fullest_Q=fullest_Q,
+        seconds_Q=seconds_Q,
         mean=mean,
-        step_s=step_s,
-        busy=step_s / (step_s + idle_s) if math.isfinite(idle_s) else 0.0,
-        working=working,
-        arrivals=arrivals,
+        chunk=chunks.mean,
+        busy=min(1.0, arrivals * chunks.steps),
+        all_busy=_waits(rate * first_s * chunks.steps / units, units),
         utilisation=utilisation,
-        queue=queue_wait(utilisation, units * ranks, service_s, variation),
+        queue=queue_wait(
+            utilisation,
+            1.0 + _POOLED * (units * ranks - 1),
+            new / chunk * table.seconds(chunk, chunk) * slower,
+            (mix.burstiness**2 + float(mix.new_N.var()) / new**2) / 2,
+        ),
     )
 
 
@@ -143,18 +163,25 @@ def prefill_times(
 ) -> tuple[Floats, Floats]:
     """Return how long each drawn prompt waits before it is computed, and how long it is computed, [draws] each.
 
-    A prompt that finds its unit idle begins at once and has a step of its own; any other waits for the step's end,
-    behind those that came to its rank before it.
+    A prompt that finds a unit idle begins at once and has a step of its own; any other waits for the end of a step,
+    the longer ones more likely, and shares the next one.
     """
     whole_N, rest_N = np.divmod(draws.new_N, chunk)
     lone_N = slower * (whole_N * table.seconds(chunk, chunk / ranks) + table.alone(rest_N, ranks))
-    ahead_N = np.floor(draws.moment_N * state.arrivals / ranks) * (state.mean * ranks / max(state.arrivals, 1.0))
+    ahead_N = draws.moment_N * np.maximum(state.fullest - state.chunk, 0.0)
     last_N = slower * table.alone(np.where(whole_N > 0, chunk, rest_N), ranks)
     steps_N = np.ceil((draws.new_N + ahead_N) / chunk)
-    shared_N = steps_N * np.maximum(state.step_s, last_N)
-    idle_N = draws.finds_N >= state.busy
-    waiting_N = np.where(idle_N, 0.0, (1.0 - draws.moment_N) * state.step_s)
+    shared_N = steps_N * np.maximum(_pick(state.seconds_Q, draws.joins_N), last_N)
+    longer_Q = np.cumsum(state.seconds_Q) / state.seconds_Q.sum()
+    found_N = state.seconds_Q[np.minimum(np.searchsorted(longer_Q, draws.step_N), len(longer_Q) - 1)]
+    idle_N = draws.finds_N >= state.all_busy
+    waiting_N = np.where(idle_N, 0.0, (1.0 - draws.moment_N) * found_N)
     return waiting_N + state.queue.quantiles(draws.queue_N), np.where(idle_N, lone_N, shared_N)
+
+
+def _pick(values_Q: Floats, share_N: Floats) -> Floats:
+    """Return equally likely values by where each draw is among them."""
+    return values_Q[np.minimum((share_N * len(values_Q)).astype(int), len(values_Q) - 1)]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -183,12 +210,23 @@ class _Chunks:
             float((size_N**2 * share_N).sum()),
         )
 
-    def greatest(self, draws: float) -> float:
-        """Return the greatest of so many chunks, in the mean of Poisson many that are at least one."""
-        draws = draws / -math.expm1(-draws) if draws > 1e-9 else 1.0
-        power_N = self.upto_N**draws
-        return float((self.size_N * np.diff(power_N, prepend=0.0)).sum())
+    def fullest(self, chunks: float, ranks: int, mean: float, most: float) -> Floats:
+        """Return equally likely tokens of a step's fullest rank, [quantiles].
 
-    def spread(self, mean: float) -> float:
-        """Return by how much the fullest of ranks that are given chunks in turn exceeds the mean one."""
-        return self.square / self.mean / 2 if mean > self.mean else 0.0
+        Ranks that have a chunk each: the greatest of so many. Where there are more chunks than ranks without any, those
+        in a step and those that wait for it together are kept equal by routing, so that one step has up to twice the
+        mean of what the next has; near capacity all ranks are full.
+
+        Args:
+            chunks: of a step.
+            ranks: of the unit.
+            mean: tokens of the mean rank.
+            most: of any rank.
+        """
+        place_Q = np.searchsorted(self.upto_N, _QUANTILES ** (1.0 / chunks))
+        single_Q = self.size_N[np.minimum(place_Q, len(self.size_N) - 1)]
+        variation = self.square / self.mean**2 - 1.0
+        uneven = (_UNEVEN + _UNLIKE * variation) * self.square / self.mean
+        uneven *= math.log(max(ranks, 1)) / math.log(8.0) * min(1.0, 2.0 * chunks / ranks)
+        crowded = mean * (2.0 - mean / most) + uneven * (1.0 - mean / most)
+        return np.minimum(np.maximum(single_Q, crowded * (0.5 + _QUANTILES)), most)

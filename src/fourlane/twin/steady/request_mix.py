@@ -92,8 +92,9 @@ class Draws:
 
     Args:
         input_N, new_N, further_N: of the requests: tokens of the prompt, of it computed, tokens after the first.
-        moment_N: when in a prefill step it comes; finds_N: whether one runs; queue_N, kv_N, decode_N: the wait for a
-            rank, for the KV path, for a decode step.
+        moment_N: when in a prefill step it comes; finds_N: whether one runs; step_N, joins_N: which one that is, and
+            which it is computed in; queue_N, kv_N: the wait for a rank, for the KV path; reserve_N, decode_N: for a
+            decode step's end, when pages are asked for and when decoding begins.
     """
 
     input_N: Floats
@@ -101,8 +102,11 @@ class Draws:
     further_N: Floats
     moment_N: Floats
     finds_N: Floats
+    step_N: Floats
+    joins_N: Floats
     queue_N: Floats
     kv_N: Floats
+    reserve_N: Floats
     decode_N: Floats
 
 
@@ -110,12 +114,12 @@ def draws(mix: RequestMix) -> Draws:
     """Return a fixed set of draws.
 
     Source: M. Roberts, The unreasonable effectiveness of quasirandom sequences (2018): the additive recurrence by
-        powers of the root of x^7 = x + 1.
+        powers of the root of x^10 = x + 1.
     """
     root = 2.0
     for _ in range(64):
-        root = (1.0 + root) ** (1.0 / 7.0)
-    steps = root ** -np.arange(1.0, 7.0)
+        root = (1.0 + root) ** 0.1
+    steps = root ** -np.arange(1.0, 10.0)
     spread_KN = (0.5 + steps[:, None] * np.arange(1, DRAWS + 1)) % 1.0
     order = np.argsort(mix.new_N, kind="stable")
     chosen = order[(spread_KN[0] * len(order)).astype(int)]

@@ -39,6 +39,16 @@ class PrefillTable:
         by_tokens = [np.interp(share, _SHARES, row) for row in self.seconds_XY]
         return float(np.interp(fullest, self.tokens_X, by_tokens))
 
+    def row(self, fullest_N: Floats, mean: float) -> Floats:
+        """Return what steps take with so many tokens on the fullest rank each, and as many on the mean one."""
+        share_N = np.minimum(1.0, mean / fullest_N)
+        column_XN = np.stack([np.interp(share_N, _SHARES, row) for row in self.seconds_XY])
+        upper_N = np.clip(np.searchsorted(self.tokens_X, fullest_N), 1, len(self.tokens_X) - 1)
+        low_N, high_N = self.tokens_X[upper_N - 1], self.tokens_X[upper_N]
+        part_N = np.clip((fullest_N - low_N) / (high_N - low_N), 0.0, 1.0)
+        at = np.arange(len(fullest_N))
+        return column_XN[upper_N - 1, at] * (1 - part_N) + column_XN[upper_N, at] * part_N
+
     def alone(self, tokens_N: Floats, ranks: int) -> Floats:
         """Return what steps take in which one rank of so many has tokens, 0 where it has none."""
         by_tokens = [np.interp(1.0 / ranks, _SHARES, row) for row in self.seconds_XY]
@@ -58,8 +68,10 @@ class DecodeTable:
 
     def sequences(self, begun: float) -> float:
         """Return the sequences a rank has under way if so many steps of sequences begin a second."""
-        flow_X = self.sequences_X / self.seconds_X
-        return float(np.interp(begun, np.maximum.accumulate(flow_X), self.sequences_X))
+        flow_X = np.maximum.accumulate(self.sequences_X / self.seconds_X)
+        if begun < flow_X[0]:
+            return begun * float(self.seconds_X[0])
+        return float(np.interp(begun, flow_X, self.sequences_X))
 
 
 def prefill_load(ranks: int, *, fullest: float, mean: float, pairs: float, prompt: float) -> GroupLoad:
