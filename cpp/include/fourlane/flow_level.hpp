@@ -1,9 +1,10 @@
 // Networks at flow level: every flow has a rate, which changes only when flows begin or end. No packets, no queues.
 //
-// Rates are max-min fair over the same arrays that the packet simulator reads: the same topology, routing tables,
+// Rates are weighted max-min fair over the same arrays that the packet simulator reads: the same topology, routing tables,
 // hashes, queues and classes. At each port strict queues take what they can up to their caps, the highest before the
-// others; weighted queues share what is left by their weights, and what one does not use goes to the others; the
-// flows of a queue share alike. What packets do beyond that - waiting, pauses, marks - is left out.
+// others; weighted queues share what is left by their weights, and what one does not use goes to the others. Within a
+// queue, which serves what comes first, flows share by what arrives: a host's port shared among its flows. What packets
+// do beyond that - waiting, pauses, marks - is left out.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,8 @@ struct FlowTimes {
 
 class FlowLevel {
 public:
-    // `epoch`: which state of links and routing tables holds. `tolerance`: by what share of its time a flow's end may
-    // be put off; 0 works out every change of rates.
+    // `epoch`: which state of links and routing tables holds. `tolerance`: for what share of the time of the shortest
+    // flow under way rates hold at the least; 0 works out every change of rates.
     FlowLevel(const FabricScenario& scenario, std::size_t epoch, double tolerance);
     ~FlowLevel();
     FlowLevel(const FlowLevel&) = delete;

@@ -41,7 +41,7 @@ Sharing::Sharing(const Network& network)
     rate_.assign(net_.flows(), 0.0);
     bottleneck_.assign(net_.flows(), kNone);
     open_.assign(net_.flows(), 0);
-    frozen_count_.assign(bundle_spread_.size(), 0.0);
+    frozen_weight_.assign(bundle_spread_.size(), 0.0);
     frozen_rate_.assign(bundle_spread_.size(), 0.0);
     frozen_bound_.assign(bundle_spread_.size(), 0.0);
     for (std::size_t f = 0; f < net_.flows() && net_.any_adaptive(); ++f) {
@@ -158,13 +158,31 @@ void Sharing::start(std::span<const std::uint32_t> under_way) {
     std::ranges::fill(rate_, 0.0);
     std::ranges::fill(bottleneck_, kNone);
     std::ranges::fill(open_, std::uint8_t{0});
-    std::vector<double> one(net_.flows(), 0.0);
-    for (const std::uint32_t f : under_way) {
-        open_[f] = 1;
-        one[f] = 1.0;
-    }
-    demand_ = load(one, false);
+    weigh(under_way);
+    for (const std::uint32_t f : under_way) open_[f] = 1;
+    demand_ = load(weight_, false);
     wanted_ = demand_;
+}
+
+// What a flow sends where nothing but its host's port holds it back: in a queue, which serves what comes first, flows
+// share by what arrives.
+void Sharing::weigh(std::span<const std::uint32_t> under_way) {
+    std::vector<double> count(net_.ports() * queues_, 0.0);
+    const auto source = [this](std::uint32_t f) { return place_of(net_.own[f].front(), net_.queue[f]); };
+    for (const std::uint32_t f : under_way) count[source(f)] += 1;
+    weight_.assign(net_.flows(), 0.0);
+    for (const std::uint32_t f : under_way) {
+        const std::uint32_t port = net_.own[f].front();
+        double weights = 0;
+        for (std::uint32_t q = 0; q < queues_; ++q) {
+            if (count[place_of(port, q)] > 0) weights += weight_of(q);
+        }
+        weight_[f] = net_.capacity[port] * weight_of(net_.queue[f]) / weights / count[source(f)];
+    }
+}
+
+double Sharing::weight_of(std::uint32_t queue) const {
+    return (strict_ >> queue & 1) != 0 ? 1.0 : static_cast<double>(net_.scenario().queue_weight[queue]);
 }
 
 bool Sharing::wanting(std::uint32_t place) const { return demand_[place] > kNothing * wanted_[place]; }
@@ -225,23 +243,24 @@ void Sharing::freeze(std::uint32_t place, double level) {
 }
 
 void Sharing::freeze_flow(std::uint32_t flow, std::uint32_t link, double level) {
+    const double rate = level * weight_[flow];
     open_[flow] = 0;
-    rate_[flow] = level;
+    rate_[flow] = rate;
     bottleneck_[flow] = link;
     const auto links = net_.own[flow];
     for (std::size_t i = 0; i + Network::kAckLinks < links.size(); ++i) {
         const std::uint32_t place = place_of(links[i], net_.queue[flow]);
         const double use = net_.use(flow, i, links.size());
-        demand_[place] -= use;
-        used_[place] += use * level;
-        if (!bound_.empty()) bound_[place] -= use * (most_rate_[flow] - level);
+        demand_[place] -= use * weight_[flow];
+        used_[place] += use * rate;
+        if (!bound_.empty()) bound_[place] -= use * (most_rate_[flow] - rate);
     }
     const std::uint32_t b = bundle_[flow];
     if (b == kNone) return;
-    if (frozen_count_[b] == 0) touched_.push_back(b);
-    frozen_count_[b] += 1;
-    frozen_rate_[b] += level;
-    if (!bound_.empty()) frozen_bound_[b] += most_rate_[flow] - level;
+    if (frozen_weight_[b] == 0) touched_.push_back(b);
+    frozen_weight_[b] += weight_[flow];
+    frozen_rate_[b] += rate;
+    if (!bound_.empty()) frozen_bound_[b] += most_rate_[flow] - rate;
 }
 
 // Tell links what has been held down of the flows that are spread over them.
@@ -249,11 +268,11 @@ void Sharing::flush() {
     for (const std::uint32_t b : touched_) {
         for (const Part& part : spreads_[bundle_spread_[b]]) {
             const std::uint32_t place = place_of(part.link, bundle_queue_[b]);
-            demand_[place] -= frozen_count_[b] * static_cast<double>(part.share);
+            demand_[place] -= frozen_weight_[b] * static_cast<double>(part.share);
             used_[place] += frozen_rate_[b] * static_cast<double>(part.share);
             if (!bound_.empty()) bound_[place] -= frozen_bound_[b] * static_cast<double>(part.share);
         }
-        frozen_count_[b] = frozen_rate_[b] = frozen_bound_[b] = 0;
+        frozen_weight_[b] = frozen_rate_[b] = frozen_bound_[b] = 0;
     }
     touched_.clear();
 }

@@ -9,8 +9,9 @@
 
 namespace fourlane::flow_level {
 
-// A place is a queue of a link. All its flows that are not held down elsewhere get the same rate, its level; while other
-// places are settled a level only rises, so that the lowest is final.
+// A place is a queue of a link. Its flows that are not held down elsewhere share it in proportion to what would arrive
+// of them, their weights: they get its level times that. While other places are settled a level only rises, so that the
+// lowest is final.
 class Sharing {
 public:
     explicit Sharing(const Network& network);
@@ -39,6 +40,7 @@ private:
     void go_round(std::span<const std::uint32_t> under_way);
     void bound();
     bool several_weighted() const;
+    void weigh(std::span<const std::uint32_t> under_way);
     void acknowledge();
     void settle_once(std::span<const std::uint32_t> under_way);
     void fill(std::uint32_t queues);
@@ -49,6 +51,7 @@ private:
     bool wanting(std::uint32_t place) const;
     double granted(std::uint32_t link, std::uint32_t queue) const;
     double weighted(std::uint32_t link, std::uint32_t queue, double left) const;
+    double weight_of(std::uint32_t queue) const;
     double limit(std::uint32_t link, std::uint32_t queue) const;
     std::uint32_t place_of(std::uint32_t link, std::uint32_t queue) const { return link * queues_ + queue; }
 
@@ -71,10 +74,11 @@ private:
     std::vector<double> rate_;
     std::vector<std::uint32_t> bottleneck_;
     std::vector<std::uint8_t> open_;       // [F], under way and not yet held down
-    std::vector<double> demand_;           // [places], what one byte a second more of each open flow takes
+    std::vector<double> weight_;           // [F], bytes a second that would arrive; 0: not under way
+    std::vector<double> demand_;           // [places], what open flows take at level 1
     std::vector<double> wanted_;           // [places], `demand_` at first
     std::vector<double> used_;             // [places], by flows held down
-    std::vector<double> frozen_count_, frozen_rate_, frozen_bound_;  // [bundles], not yet told to their links
+    std::vector<double> frozen_weight_, frozen_rate_, frozen_bound_;  // [bundles], not yet told to their links
     std::vector<std::uint32_t> touched_;
 };
 

@@ -1,10 +1,11 @@
-"""Networks at flow level: max-min fair rates over the packet simulator's own topology, lanes and routing.
+"""Networks at flow level: weighted max-min rates over the packet simulator's own topology, lanes and routing.
 
     rates = flow_rates(net, [all_to_all(net), kv], plan=plan)
     times = flow_times(net, all_to_all(net), routing="ecmp")
 
-For whole clusters, on which packets would take hours. A flow has a rate, which changes only when flows begin or end;
-what packets do beyond that - waiting, pauses, marks and what senders make of them - is left out, and what that costs is
+For whole clusters, on which packets would take hours. A flow has a rate, which changes only when flows begin or end.
+At a port, strict queues and weighted ones get what their lanes say; flows of a queue share it by what arrives of them.
+What packets do beyond that - waiting, pauses, marks and what senders make of them - is left out, and what that costs is
 measured against packets (`fourlane.twin.flow_level.validation`). Not for tails of latency.
 """
 

@@ -84,7 +84,8 @@ def flow_times(
         topology: where they run.
         flows: as for `fourlane.twin.fabric.Scenario`.
         plan: the lanes; None: plain ones.
-        tolerance: a flow may end later than at rates always up to date by this share of its time; 0: not at all.
+        tolerance: rates hold for at least this share of the time of the shortest flow under way, and what flows that
+            end meanwhile leave is not used; 0: they are always up to date.
         progress: called after each round with how many flows have ended, and how many there are.
         settings: as for `fourlane.twin.fabric.Scenario`. Links and switches are as failures leave them in the end.
 
