@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.topology import Topology
 
-__all__ = ["NetworkRow", "Observation", "observations", "published_network", "simulate_observation"]
+__all__ = ["NetworkRow", "Observation", "decode_dispatch", "observations", "published_network", "simulate_observation"]
 
 _WIRE_SHARE = 4096 / 4160
 """Payload of what a data packet takes on the wire."""
@@ -172,7 +172,7 @@ def _host_adaptive() -> _Found:
 def _marks() -> _Found:
     """A decode dispatch whose senders all begin with the same receiver, marked; then with DCQCN."""
     net = rail_clos(msgspec.structs.replace(load_cluster("h800-ft"), servers=8), nvlink=False)
-    flows = _decode_dispatch(net)
+    flows = decode_dispatch(net)
     order = np.argsort(flows.destination, kind="stable")
     same = replace(flows, source=flows.source[order], destination=flows.destination[order], size=flows.size[order])
     thresholds = {"kmin": "150kB", "kmax": "1500kB", "pmax": 1.0}
@@ -208,7 +208,7 @@ def _incast_dcqcn() -> _Found:
 def _interference() -> _Found:
     """An EP32 dispatch while every rank receives KV cache at line rate from another server."""
     net = rail_clos(msgspec.structs.replace(load_cluster("h800-ft"), servers=8), nvlink=False)
-    experts = _decode_dispatch(net, ranks=32)
+    experts = decode_dispatch(net, ranks=32)
     cache = between(net, np.arange(32, 64), np.arange(32), "16MB", traffic="kv")
     strict = {"expert": {"scheduler": "strict"}}
     limits = {"time": "5ms"}
@@ -239,7 +239,7 @@ def _all(scenarios: Sequence[Scenario], *, partial: bool = False) -> list[Result
     return run_many(scenarios, partial=partial)
 
 
-def _decode_dispatch(net: Topology, *, ranks: int = 64) -> Flows:
+def decode_dispatch(net: Topology, *, ranks: int = 64) -> Flows:
     """Return a balanced dispatch of 128 tokens a rank, top-8 of 256 experts, by NIC alone."""
     drawn = ExpertRouting(tokens=128, experts=256, top_k=8).draw(np.random.default_rng(1), ranks)
     counts = count_messages(ranks_of_experts(drawn, ranks=ranks, experts=256), ranks=ranks)
