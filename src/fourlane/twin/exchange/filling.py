@@ -36,10 +36,10 @@ FORMAT = 1
 KIND = "exchange"
 LEVELS = (1.0, 1.6)
 """Imbalances that are run: none, and more than policies usually leave."""
-_TOKENS_OF_ALL = {"low-latency": 4096, "normal": 1 << 16}
+_TOKENS_OF_ALL = {"low-latency": 4096, "normal": 3 << 15}
 """Tokens of all ranks together in the largest run, which then takes a fraction of a second."""
-_LEAST_LARGE, _MOST_LARGE = {"low-latency": 16, "normal": 512}, {"low-latency": 256, "normal": 2048}
-_SKEWED_NORMAL = 512
+_LEAST_LARGE, _MOST_LARGE = {"low-latency": 32, "normal": 512}, {"low-latency": 256, "normal": 2048}
+_SKEWED_NORMAL = 1024
 _FEW = 16
 """Runs from which on processes of their own are worth their start."""
 
@@ -101,14 +101,14 @@ def runs_of(setting: ExchangeSetting) -> list[ExchangeRun]:
     mode = setting.mode
     large = max(_LEAST_LARGE[mode], min(_MOST_LARGE[mode], _TOKENS_OF_ALL[mode] // setting.ranks))
     if mode == "normal":
-        sizes = {LEVELS[0]: sorted({32, 128, 512, large}), LEVELS[1]: [_SKEWED_NORMAL]}
+        sizes = {LEVELS[0]: sorted({16, 64, 128, 256, 512, large}), LEVELS[1]: [min(large, _SKEWED_NORMAL)]}
     else:
-        sizes = {key: [large // 8, large // 2, large] for key in LEVELS}
+        sizes = {level: sorted({4, max(4, large // 16), large // 4, large}) for level in LEVELS}
     return [
         ExchangeRun(setting, operation, tokens, level)
-        for operation in OPERATIONS
         for level, counts in sizes.items()
         for tokens in counts
+        for operation in OPERATIONS
     ]
 
 

@@ -6,6 +6,7 @@ Not for what becomes of their times (`fourlane.twin.exchange.table`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -83,6 +84,7 @@ class ExchangeRun:
         wanted = self.setting.servers * self.units * (2 if self.kv_ranks else 1)
         return min(wanted, self.setting.cluster.servers)
 
+    @cached_property
     def traffic(self) -> ExpertTraffic:
         """Return what goes from rank to rank of all units, one unit's ranks after the other's."""
         units = [self._traffic_of(unit) for unit in range(self.units)]
@@ -95,7 +97,7 @@ class ExchangeRun:
         of headers as its 4 KiB packets would have. That takes a third of the time and comes out at most 2 % lower.
         """
         net = topology or self.setting.topology(self.servers)
-        flows = [expert_flows(net, self.traffic(), name=self.operation)]
+        flows = [expert_flows(net, self.traffic, name=self.operation)]
         if self.kv_ranks:
             flows.append(self._kv(net))
         given: dict[str, Any] = {"seed": self.seed}
@@ -107,24 +109,23 @@ class ExchangeRun:
 
     def read(self, results: Results, topology: Topology) -> RunTime:
         """Return what came out, mean of units."""
-        traffic_flows = results.flows_of("expert")
-        taken = results.delivered_us[traffic_flows] / 1e6
-        unit = self.traffic().source // self.setting.ranks
+        taken = results.delivered_us[results.flows_of("expert")] / 1e6
         last = np.zeros(self.units)
-        np.maximum.at(last, unit, taken)
+        np.maximum.at(last, self.traffic.source // self.setting.ranks, taken)
         nic, nvlink = busiest_ports(topology, results)
         return RunTime(float(last.mean()), nic, nvlink)
 
     def _traffic_of(self, unit: int) -> ExpertTraffic:
         setting = self.setting
-        generator = np.random.default_rng([self.seed, setting.ranks, self.tokens, unit])
+        seeds = (self.seed, setting.ranks, self.tokens, unit)
         if setting.mode == "normal":
             normal = NormalKernels(hidden=setting.hidden, ranks_per_node=setting.ranks_per_node)
             send = normal.dispatch if self.operation == "dispatch" else normal.combine
-            made = send(self._ranks_of_tokens(generator), ranks=setting.ranks)
+            drawn = _drawn(seeds, setting.ranks, self.tokens, self.max_over_mean, **setting.choices)
+            made = send(drawn, ranks=setting.ranks)
         else:
             count_GG = deal_messages(
-                generator,
+                np.random.default_rng(list(seeds)),
                 ranks=setting.ranks,
                 each=self.tokens * setting.top_k,
                 max_over_mean=self.max_over_mean,
@@ -154,15 +155,14 @@ class ExchangeRun:
         ends = (beside, host) if setting.phase == "decode" else (host, beside)
         return between(topology, *ends, size, traffic="kv", name="kv")
 
-    def _ranks_of_tokens(self, generator: np.random.Generator) -> NDArray[np.int32]:
-        setting = self.setting
-        return draw_ranks(
-            generator,
-            ranks=setting.ranks,
-            tokens=self.tokens,
-            max_over_mean=self.max_over_mean,
-            **setting.choices,
-        )
+
+@lru_cache(maxsize=2)
+def _drawn(seeds: tuple[int, ...], ranks: int, tokens: int, max_over_mean: float, **choices: int) -> NDArray[np.int32]:
+    """Return the rank of every choice of every token; kept, as dispatch and combine have the same."""
+    generator = np.random.default_rng(list(seeds))
+    drawn = draw_ranks(generator, ranks=ranks, tokens=tokens, max_over_mean=max_over_mean, **choices)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def completed(

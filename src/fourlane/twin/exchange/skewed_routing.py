@@ -65,28 +65,28 @@ def draw_ranks(  # noqa: PLR0913 - the shape of a model
     """Return the rank of every choice of every token, [ranks * tokens, top_k], tokens of rank 0 first.
 
     Choices are distinct experts within a token's best groups, as DeepSeek-V3 limits them, and the experts of a rank are
-    chosen in proportion to its share (to the keys of Efraimidis and Spirakis, Inf. Process. Lett. 97, 2006).
-    Consecutive experts share a rank.
+    chosen in proportion to its share: those whose alarm clocks, exponential with that rate, ring first (Efraimidis and
+    Spirakis, Inf. Process. Lett. 97, 2006). Consecutive experts share a rank.
     """
     weight_G = generator.permutation(rank_weights(ranks, max_over_mean))
-    rank_E = np.arange(experts) * ranks // experts
-    weight_E = weight_G[rank_E]
+    rank_E = (np.arange(experts) * ranks // experts).astype(np.int32)
+    mean_E = (1.0 / weight_G[rank_E]).astype(np.float32)
     chosen = np.empty((ranks * tokens, top_k), dtype=np.int32)
     at_once = max(1, (1 << 22) // experts)
     for first in range(0, len(chosen), at_once):
         part = chosen[first : first + at_once]
-        key_TE = np.log(generator.random((len(part), experts), dtype=np.float32) + 1e-9) / weight_E
+        rings_TE = generator.standard_exponential((len(part), experts), dtype=np.float32) * mean_E
         if top_groups < groups:
-            _leave_groups(key_TE, groups, top_groups)
-        part[:] = np.argpartition(key_TE, experts - top_k, axis=1)[:, experts - top_k :]
-    return rank_E[chosen].astype(np.int32)
+            _leave_groups(rings_TE, groups, top_groups)
+        part[:] = np.argpartition(rings_TE, top_k - 1, axis=1)[:, :top_k]
+    return rank_E[chosen]
 
 
-def _leave_groups(key_TE: NDArray[np.floating], groups: int, top_groups: int) -> None:
-    """Rule out experts of all groups but each token's best."""
-    key_TGE = key_TE.reshape(len(key_TE), groups, -1)
-    left = np.argpartition(key_TGE.max(axis=2), groups - top_groups, axis=1)[:, : groups - top_groups]
-    key_TGE[np.arange(len(left))[:, None], left] = -math.inf
+def _leave_groups(rings_TE: NDArray[np.floating], groups: int, top_groups: int) -> None:
+    """Rule out experts of all groups but those in which one rings first."""
+    rings_TGE = rings_TE.reshape(len(rings_TE), groups, -1)
+    left = np.argpartition(rings_TGE.min(axis=2), top_groups, axis=1)[:, top_groups:]
+    rings_TGE[np.arange(len(left))[:, None], left] = math.inf
 
 
 def _whole(shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:

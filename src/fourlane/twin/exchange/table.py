@@ -2,10 +2,11 @@
 
 A run's time is the network's; what kernels take beside it is added (`ExchangeSetting.beside_ps`). Over tokens a rank,
 times are read along straight lines from run to run, and on beyond the last one along the last line: the network's time
-is a constant and so much a token, as nearly as `tests/unit/twin/exchange` holds it to. What goes to the fullest rank
-takes in proportion to how full it is, beside the constant, and the others take as long as without it: the longer of
-both counts. Times never fall where tokens or imbalance rise. Not for which runs are made and kept
-(`fourlane.twin.exchange.filling`).
+is a constant and so much a token, as nearly as `tests/unit/twin/exchange` holds it to. Over how full the fullest rank
+is: with low-latency kernels, what goes there takes in proportion, beside the constant, and the others take as long as
+without it; the longer of both counts. With normal kernels, which send a token once to a node, imbalance costs less, and
+times lie on a line between those that were run. Times never fall where tokens or imbalance rise. Not for which runs are
+made and kept (`fourlane.twin.exchange.filling`).
 """
 
 from __future__ import annotations
@@ -72,10 +73,13 @@ class ExchangeTable:
 
     def network_s(self, operation: Operation, tokens: float, max_over_mean: float = 1.0) -> float:
         """Return the seconds of it that the network takes."""
-        (_, balanced), *skewed = self._curves[operation]
-        still, found = balanced.at(0.0), balanced.at(tokens)
-        for level, curve in skewed:
-            found = max(found, still + (curve.at(tokens) - still) * max_over_mean / level)
+        (_, balanced), (level, skewed) = self._curves[operation]
+        evenly, found = balanced.at(tokens), skewed.at(tokens)
+        if self.setting.mode == "normal":
+            found = evenly + max(0.0, found - evenly) * (max(max_over_mean, 1.0) - 1.0) / (level - 1.0)
+        else:
+            still = balanced.at(0.0)
+            found = max(evenly, still + (found - still) * max_over_mean / level)
         return found * self.slowdowns.get(operation, 1.0)
 
     def with_background(self, share: float) -> ExchangeTable:

@@ -14,15 +14,12 @@ from fourlane.twin.exchange import (
     ExchangeSetting,
     ExchangeTable,
     IdealExchange,
-    LanesCase,
     exchange_setting,
     exchange_times,
     lanes_case,
 )
 from fourlane.twin.exchange.runs import ExchangeRun
-from fourlane.twin.fabric.exchange_validation import RANKS_PER_NODE, Exchange, draws, infiniband
-from fourlane.twin.fabric.expert_kernels import OPERATIONS, ExchangeRow, kernels_named, published_exchanges
-from fourlane.twin.fabric.expert_routing import count_messages
+from fourlane.twin.fabric.expert_kernels import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,24 +48,6 @@ def simulated_s(table: ExchangeTable, operation: Operation, tokens: int, max_ove
     return run.read(run.scenario(net).run(), net).seconds
 
 
-def of_row(row: ExchangeRow) -> ExchangeSetting:
-    return ExchangeSetting(
-        cluster=infiniband(max(1, row.ranks // RANKS_PER_NODE)),
-        ranks=row.ranks,
-        phase="prefill" if row.mode == "normal" else "decode",
-        nvlink=row.nvlink,
-        hidden=row.hidden,
-        experts=row.experts,
-        slots=row.experts,
-        top_k=row.top_k,
-        groups=row.groups,
-        top_groups=row.top_groups,
-        lanes=LanesCase(),
-        kernels=kernels_named(row.kernels),
-        kernels_source=row.kernels,
-    )
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("ranks", "tokens", "balance"), [(8, 40, 1.0), (16, 48, 1.3), (64, 20, 1.3), (64, 128, 1.0)])
 def test_between_and_beyond_its_runs_a_table_is_within_four_percent_of_packets(
@@ -77,33 +56,6 @@ def test_between_and_beyond_its_runs_a_table_is_within_four_percent_of_packets(
     table = exchange_times(setting_of(ranks), processes=1)
     told = table.network_s(operation, tokens, balance)
     assert told == pytest.approx(simulated_s(table, operation, tokens, balance), rel=0.04)
-
-
-def drawn_balance(row: ExchangeRow) -> float:
-    """Return what the fullest rank gets over the wire, over the mean, as the row's own draws of routing have it."""
-    node = np.arange(row.ranks) // (RANKS_PER_NODE if row.nvlink and row.ranks > RANKS_PER_NODE else 1)
-    away = node[:, None] != node
-    received = [
-        (count_messages(Exchange(row, "dispatch", seed).rank_TK, ranks=row.ranks) * away).sum(axis=0)
-        for seed in range(1, draws(row) + 1)
-    ]
-    return float(np.mean([each.max() / each.mean() for each in received]))
-
-
-def hold_row(row: ExchangeRow) -> None:
-    table = exchange_times(of_row(row), processes=1)
-    for operation in OPERATIONS:
-        found = table.operation(operation, row.tokens, drawn_balance(row))
-        assert found.seconds * 1e6 == pytest.approx(row.published(operation), rel=row.tolerance + 0.001), operation
-
-
-QUICK = ("low latency with NVLink, EP8", "low latency, EP32", "H100, 64 tokens, 4 nodes", "H100, 16 tokens, 4 nodes")
-BY_NAME = {row.name: row for row in published_exchanges()}
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_published_times_hold_through_the_table(name: str) -> None:
-    hold_row(BY_NAME[name])
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
