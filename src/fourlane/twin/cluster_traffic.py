@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Longs = NDArray[np.int64]
 
-__all__ = ["ClusterTraffic", "cluster_traffic", "unit_exchange"]
+__all__ = ["ClusterTraffic", "cluster_traffic", "setting_of", "unit_exchange"]
 
 KV_BYTES = 1 << 20
 """Of a KV flow, where only rates are asked for."""
@@ -82,10 +82,10 @@ class ClusterTraffic:
         """Return flows on the HPN, some of them of experts, as the lanes have it."""
         return self.lanes.scenario(self.topology, list(flows), **settings)
 
-    def dcn_scenario(self, flows: Flows, **settings: Any) -> Scenario:
+    def dcn_scenario(self, *flows: Flows, **settings: Any) -> Scenario:
         """Return flows on the second network."""
         assert self.dcn is not None
-        return Scenario(self.dcn, flows, plan=self.lanes.plan, **settings)
+        return Scenario(self.dcn, list(flows), plan=self.lanes.plan, **settings)
 
 
 def cluster_traffic(assembly: Assembly) -> ClusterTraffic:
@@ -94,7 +94,7 @@ def cluster_traffic(assembly: Assembly) -> ClusterTraffic:
     Raises:
         SpecError: its exchange does not go by a simulated network, or the cluster has too few GPUs.
     """
-    settings = {phase: _setting(phase, model.exchange) for phase, model in assembly.phases().items()}
+    settings = {phase: setting_of(phase, model.exchange) for phase, model in assembly.phases().items()}
     placed = place_units(assembly.twin, assembly.cluster)
     lanes = settings["decode"].lanes
     topology = _topology(settings, placed.gpu_UR)
@@ -156,7 +156,13 @@ def _evened(traffic: ExpertTraffic) -> ExpertTraffic:
     return replace(traffic, size=size.round().astype(np.int64), message=0)
 
 
-def _setting(phase: Phase, exchange: Any) -> ExchangeSetting:
+def setting_of(phase: Phase, exchange: Any) -> ExchangeSetting:
+    """Return what a phase's exchange depends on.
+
+    Raises:
+        SpecError: it does not go by a simulated network.
+    """
+    exchange = getattr(exchange, "alone", exchange)
     if not isinstance(exchange, ExchangeTable):
         raise SpecError(
             f"{phase}: expected an exchange over a cluster's network, got one of another kind "
