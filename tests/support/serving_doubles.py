@@ -8,7 +8,20 @@ from typing import Any
 
 from fourlane.spec.twin import Assumptions, Slo, Twin, TwinPool, Workload
 from fourlane.twin.assembly_parts import Assembly, Overheads, PhaseModel
-from fourlane.twin.times import GroupLoad, StepTime
+from fourlane.twin.times import GroupLoad, StepTime, Timed
+
+
+@dataclass(frozen=True)
+class PlainExchange:
+    """An exchange that takes so long, whatever there is to send, and longer beside KV cache."""
+
+    seconds: float = 0.0
+
+    def operation(self, operation: Any, tokens: float, max_over_mean: float) -> Timed:  # noqa: ARG002 - a protocol's
+        return Timed(self.seconds, "nic", "made up")
+
+    def with_background(self, share: float) -> PlainExchange:
+        return PlainExchange(self.seconds / (1 - share))
 
 
 @dataclass
@@ -19,6 +32,7 @@ class PlainSteps:
     token: float = 0.0
     pair: float = 0.0
     position: float = 0.0
+    exchange: Any = field(default_factory=PlainExchange)
     asked: list[GroupLoad] = field(default_factory=list)
 
     def step(self, load: GroupLoad) -> StepTime:
@@ -27,10 +41,12 @@ class PlainSteps:
             "attention 1": load.prefill_pairs * self.pair + load.decode_context * self.position,
             "experts": self.fixed + load.tokens * self.token,
         }
+        travelling = self.exchange.operation("dispatch", load.tokens, 1.0)
+        parts["dispatch"] = travelling.seconds
         seconds = sum(parts.values())
-        bounds = {"attention 1": "memory", "experts": "compute"}
+        bounds = {"attention 1": "memory", "experts": "compute", "dispatch": travelling.bound}
         sources = dict.fromkeys(parts, "made up")
-        return StepTime(seconds, 1, seconds, 0.0, 0.0, parts, bounds, sources)
+        return StepTime(seconds, 1, seconds - travelling.seconds, *[travelling.seconds] * 2, parts, bounds, sources)
 
     def timeline(self, load: GroupLoad) -> tuple[StepTime, list[Any], list[str]]:
         return self.step(load), [], []
@@ -44,12 +60,14 @@ class PlainKv:
     in_rate: float = 1e9
     latency_s: float = 0.0
     source: str = "made up"
+    beside: float = 0.0
+    """Share of a NIC that a byte a second takes beside expert traffic."""
 
     def seconds(self, size: float) -> float:
         return self.latency_s + size / min(self.out_rate, self.in_rate)
 
     def background(self, rate: float) -> float:
-        return 0.0 * rate
+        return self.beside * rate
 
 
 def plain_assembly(  # noqa: PLR0913 - every piece may be another
@@ -85,7 +103,7 @@ def plain_assembly(  # noqa: PLR0913 - every piece may be another
     def phase(name: Any, pool: TwinPool, steps: Any, kv_blocks: int) -> PhaseModel:
         memory: Any = SimpleNamespace(weights=0, kv=0, reserve=0, kv_blocks=kv_blocks)
         nothing: Any = None
-        return PhaseModel(name, pool, steps, memory, nothing, nothing)
+        return PhaseModel(name, pool, steps, memory, nothing, steps.exchange)
 
     made_up: Any = SimpleNamespace(layers=10, name="made-up")
     return Assembly(

@@ -7,7 +7,7 @@ Pages, evictions and their order are those of `engine.scheduler`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from math import ceil, floor, inf, sqrt
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +18,8 @@ from fourlane.policy.request_routing import pages_for
 from fourlane.twin.serving.records import DecodeLeap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fourlane.twin.assembly_parts import Assembly
     from fourlane.twin.serving.fast_steps import FastSteps
     from fourlane.twin.serving.gateway import Gateway
@@ -89,7 +91,7 @@ class DecodeUnit:
     Args:
         index: of the unit.
         assembly: it belongs to.
-        steps: what steps take.
+        times: returns, by the unit, what its next steps take.
         around: what all units share.
         gateway: whose books it keeps up to date.
         listener: is told who has ended and who was evicted.
@@ -101,7 +103,7 @@ class DecodeUnit:
         self,
         index: int,
         assembly: Assembly,
-        steps: FastSteps,
+        times: Callable[[int], FastSteps],
         *,
         around: Surroundings,
         gateway: Gateway,
@@ -110,7 +112,6 @@ class DecodeUnit:
         model = assembly.decode
         self.index = index
         self.ranks = model.pool.ranks
-        self.steps = steps
         self.paused = False
         self.held_G = np.zeros(self.ranks, np.int64)
         """Pages that each rank's sequences and reservations hold."""
@@ -120,7 +121,7 @@ class DecodeUnit:
         self._tokens = assembly.tokens_per_step
         self._drafted = 1 + assembly.twin.assumptions.mtp_tokens
         self._clock, self._host, self._records = around.clock, around.host, around.records
-        self._gateway, self._listener = gateway, listener
+        self._times, self._gateway, self._listener = times, gateway, listener
         self._step = 0
         """Steps it has taken."""
         self._leap: Leap | None = None
@@ -272,11 +273,7 @@ class DecodeUnit:
         taken = leap.steps_by(now) if steps is None else steps
         self._step += taken
         if taken:
-            record = leap.record
-            counted = DecodeLeap(
-                record.unit, taken, record.rows, record.context, record.growth, record.mean, record.sequences
-            )
-            self._records.decode_leap(counted, leap.began, now)
+            self._records.decode_leap(replace(leap.record, steps=taken), leap.began, now)
         self._leap = None
         self._planned = 0
 
@@ -328,13 +325,14 @@ class DecodeUnit:
         mean = sequences * self._drafted / self.ranks
         steps = min(endings[0][0] - self._step, max(SHORT_STEPS, floor(GROWTH * context / (self._tokens * rows))))
         steps = max(1, min(steps, self._steps_with_pages(steps)))
-        first = self.steps.decode(rows * self._drafted, context, mean)
+        times = self._times(self.index)
+        first = times.seconds(rows * self._drafted, context, mean)
         more = growth = 0.0
         if steps > 1:
             grown = float((context_G + (self._tokens * (steps - 1)) * self._rows_G).max())
-            last = self.steps.decode(rows * self._drafted, grown, mean)
+            last = times.seconds(rows * self._drafted, grown, mean)
             more, growth = (last - first) / (steps - 1), (grown - context) / (steps - 1)
-        record = DecodeLeap(self.index, steps, rows * self._drafted, context, growth, mean, sequences)
+        record = DecodeLeap(times, self.index, steps, rows * self._drafted, context, growth, mean, sequences)
         return Leap(steps, first, more, now, now, record)
 
     # pages

@@ -1,7 +1,8 @@
 """Step times read off a grid that is filled as it is needed: what a simulation asks for a hundred thousand times.
 
-Between points of the grid (whole numbers up to 4, then two in each doubling) times are straight in each figure of the
-load. What that costs, tests hold below a hundredth.
+A step's load is put as the fullest rank's rows, positions for each of them, and the mean rank's rows as a share of its
+own. Between points of the grid (whole numbers of rows up to 4, then four in each doubling, two of positions) times are
+straight in each of these. What that costs, tests hold.
 """
 
 from __future__ import annotations
@@ -13,113 +14,104 @@ from fourlane.twin.times import GroupLoad
 
 if TYPE_CHECKING:
     from fourlane.twin.assembly_parts import StepTimes
-    from fourlane.twin.times import StepTime
+    from fourlane.twin.times import Phase, StepTime
 
 __all__ = ["FastSteps", "Point", "load_of"]
 
-_LINEAR = 4
-"""Below it points are whole numbers apart; shares of a token (a mean over ranks) have points in each doubling, too."""
-_PER_DOUBLING = 2
+Point = tuple[float, float, float, float]
+"""Rows of the fullest rank, positions for each, share of its rows that the mean rank has; logits, in prefill."""
+
+_WHOLE = 4
+"""Up to here points are whole numbers apart."""
+_ROWS, _POSITIONS, _SHARES = 4, 2, 4
+"""Points in each doubling."""
 _LEAST = 2.0**-20
 """The first point above none: a token of a million ranks."""
 
-Point = tuple[float, float, float, float, float, float]
-"""Prefill tokens and pairs, decode rows and context, logits, mean tokens a rank."""
-
 
 class FastSteps:
-    """Steps of one phase's units."""
+    """Steps of one phase's units: prompts are prefilled, or sequences decoded."""
 
-    def __init__(self, steps: StepTimes, ranks: int) -> None:
-        self._steps = steps
+    def __init__(self, steps: StepTimes, ranks: int, phase: Phase) -> None:
+        self.model = steps
         self.ranks = ranks
+        self.phase = phase
         self._points: dict[Point, StepTime] = {}
 
-    def prefill(self, tokens: float, pairs: float, *, logits: int, mean: float) -> float:
-        """Return the seconds of a step of prompts.
+    def seconds(self, rows: float, positions: float, mean: float, *, logits: int = 0) -> float:
+        """Return the seconds of a step.
 
         Args:
-            tokens, pairs: prompt tokens of the fullest rank, and positions they attend to.
-            logits: prompts that end in it on the fullest rank.
-            mean: tokens of the mean rank.
-        """
-        rows = 0 if logits == 0 else 1 << (logits - 1).bit_length()
-        seconds = 0.0
-        for token_point, token_weight in _between(tokens):
-            for pair_point, pair_weight in _between(pairs):
-                for mean_point, mean_weight in _between(mean):
-                    weight = token_weight * pair_weight * mean_weight
-                    if weight:
-                        point = (token_point, pair_point, 0.0, 0.0, float(rows), mean_point)
-                        seconds += weight * self.at(point).seconds
-        return seconds
-
-    def decode(self, rows: float, context: float, mean: float) -> float:
-        """Return the seconds of a step of decoding sequences.
-
-        Args:
-            rows: of the fullest rank, drafted tokens included.
-            context: positions its sequences have in their caches, summed.
+            rows: prompt tokens, or rows of decoding sequences with drafted tokens, of the fullest rank; more than 0.
+            positions: that these attend to, summed (prefill); in their sequences' caches, summed (decode).
             mean: rows of the mean rank.
+            logits: prompts that end in the step on the fullest rank; a decoding row always has its own.
         """
+        rows_at = _between(rows, _ROWS, whole=True)
+        positions_at = _between(positions / rows, _POSITIONS)
+        share_at = _between(mean / rows, _SHARES)
+        ends = _power_above(logits)
         seconds = 0.0
-        for row_point, row_weight in _between(rows):
-            for context_point, context_weight in _between(context):
-                for mean_point, mean_weight in _between(mean):
-                    weight = row_weight * context_weight * mean_weight
+        for row, row_weight in rows_at:
+            for each, each_weight in positions_at:
+                for share, share_weight in share_at:
+                    weight = row_weight * each_weight * share_weight
                     if weight:
-                        point = (0.0, 0.0, row_point, context_point, row_point, mean_point)
-                        seconds += weight * self.at(point).seconds
+                        seconds += weight * self.at((row, each, share, ends)).seconds
         return seconds
 
     def at(self, point: Point) -> StepTime:
         """Return the step at a point of the grid."""
         known = self._points.get(point)
         if known is None:
-            known = self._points[point] = self._steps.step(load_of(point, self.ranks))
+            known = self._points[point] = self.model.step(load_of(point, self.ranks, self.phase))
         return known
 
-    def nearest_point(self, load: GroupLoad) -> Point:
+    def nearest(self, rows: float, positions: float, mean: float, *, logits: int = 0) -> Point:
         """Return the point of the grid that is nearest to a load, to see what its steps are made of."""
         return (
-            _nearest(load.prefill_tokens),
-            _nearest(load.prefill_pairs),
-            _nearest(load.decode_tokens),
-            _nearest(load.decode_context),
-            _nearest(load.logits),
-            _nearest(load.tokens),
+            _nearest(_between(rows, _ROWS, whole=True)),
+            _nearest(_between(positions / rows, _POSITIONS)),
+            _nearest(_between(mean / rows, _SHARES)),
+            _power_above(logits),
         )
 
 
-def load_of(point: Point, ranks: int) -> GroupLoad:
+def load_of(point: Point, ranks: int, phase: Phase) -> GroupLoad:
     """Return the load that a point stands for."""
-    prefill_tokens, prefill_pairs, decode_tokens, decode_context, logits, tokens = point
+    rows, each, share, logits = point
+    prefill = phase == "prefill"
     return GroupLoad(
         ranks=ranks,
-        prefill_tokens=prefill_tokens,
-        prefill_pairs=prefill_pairs,
-        decode_tokens=decode_tokens,
-        decode_context=decode_context,
-        logits=logits,
-        tokens=tokens,
+        prefill_tokens=rows if prefill else 0.0,
+        prefill_pairs=rows * each if prefill else 0.0,
+        decode_tokens=0.0 if prefill else rows,
+        decode_context=0.0 if prefill else rows * each,
+        logits=logits if prefill else rows,
+        tokens=rows * share,
     )
 
 
-def _between(value: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def _power_above(count: int) -> float:
+    """Return the least power of two that is not less, 0 for none."""
+    return float(1 << (count - 1).bit_length()) if count else 0.0
+
+
+def _between(value: float, per_doubling: int, *, whole: bool = False) -> tuple[tuple[float, float], ...]:
     """Return the points below and above a value, each with its weight."""
     if value <= _LEAST:
         share = max(0.0, value) / _LEAST
         return (0.0, 1 - share), (_LEAST, share)
-    if 1 <= value <= _LINEAR:
+    if whole and 1 <= value <= _WHOLE:
         low = float(floor(value))
         return (low, low + 1 - value), (low + 1, value - low)
-    index = floor(log2(value) * _PER_DOUBLING)
-    low, high = 2.0 ** (index / _PER_DOUBLING), 2.0 ** ((index + 1) / _PER_DOUBLING)
+    index = floor(log2(value) * per_doubling)
+    low, high = 2.0 ** (index / per_doubling), 2.0 ** ((index + 1) / per_doubling)
     share = min(1.0, max(0.0, (value - low) / (high - low)))
     return (low, 1 - share), (high, share)
 
 
-def _nearest(value: float) -> float:
-    """Return the nearer of both points around a value."""
-    (low, low_weight), (high, high_weight) = _between(value)
+def _nearest(points: tuple[tuple[float, float], ...]) -> float:
+    """Return the point with most weight, the lower of equals."""
+    (low, low_weight), (high, high_weight) = points
     return low if low_weight >= high_weight else high

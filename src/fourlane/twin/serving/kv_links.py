@@ -7,12 +7,16 @@ prompts. Rates are those of `KvTransfer`; not for what lies between the NICs (`f
 
 from __future__ import annotations
 
+from math import exp
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fourlane.twin.assembly_parts import Assembly
 
 __all__ = ["KvLinks"]
+
+RECENT_S = 5.0
+"""Over how long the rate of all KV is averaged, fading: what expert traffic beside it feels."""
 
 
 class KvLinks:
@@ -24,12 +28,13 @@ class KvLinks:
         self._latency_s = kv.latency_s
         self._token_bytes = assembly.kv_token_bytes
         self._layers = assembly.architecture.layers
-        self._prefill_ranks, self._decode_ranks = assembly.prefill.pool.ranks, assembly.decode.pool.ranks
+        self._ranks = assembly.prefill.pool.ranks
         self._out_until = [0.0] * assembly.prefill.ranks
         self._in_until = [0.0] * assembly.decode.ranks
-        self.out_slowdown = [1.0] * assembly.prefill.pool.units
-        self.in_slowdown = [1.0] * assembly.decode.pool.units
+        self.slowdown = [1.0] * assembly.prefill.pool.units
+        """How many times as long transfers out of each prefill unit take: links that are down."""
         self.bytes = 0.0
+        self._recent, self._counted_to = 0.0, 0.0
         self.busy_out_s = [0.0] * assembly.prefill.ranks
         self.busy_in_s = [0.0] * assembly.decode.ranks
 
@@ -40,12 +45,20 @@ class KvLinks:
         """
         size = tokens * self._token_bytes
         self.bytes += size
+        self._recent = self.rate(end) + size / RECENT_S
         first = begin + (end - begin) / self._layers
-        out_s = size * self._out_s * self.out_slowdown[sender // self._prefill_ranks]
-        in_s = size * self._in_s * self.in_slowdown[receiver // self._decode_ranks]
+        slowdown = self.slowdown[sender // self._ranks]
+        out_s, in_s = size * self._out_s * slowdown, size * self._in_s * slowdown
         self._out_until[sender] = max(self._out_until[sender], first) + out_s
         self._in_until[receiver] = max(self._in_until[receiver], first) + in_s
         self.busy_out_s[sender] += out_s
         self.busy_in_s[receiver] += in_s
         last_layer = end + max(out_s, in_s) / self._layers
         return max(self._out_until[sender], self._in_until[receiver], last_layer) + self._latency_s
+
+    def rate(self, now: float) -> float:
+        """Return the bytes of KV a second that all ranks sent lately."""
+        if now > self._counted_to:
+            self._recent *= exp((self._counted_to - now) / RECENT_S)
+            self._counted_to = now
+        return self._recent

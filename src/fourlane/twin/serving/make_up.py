@@ -6,16 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fourlane.twin.serving.fast_steps import load_of
-from fourlane.twin.serving.records import PrefillStep
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fourlane.twin.serving.fast_steps import FastSteps, Point
-    from fourlane.twin.serving.records import DecodeLeap
+    from fourlane.twin.serving.records import DecodeLeap, PrefillStep
 
-__all__ = ["MakeUp", "make_up", "point_of"]
+__all__ = ["MakeUp", "make_up"]
 
 _SAMPLED = 4000
 """Steps or leaps looked at, evenly over all; more would not change shares."""
@@ -42,20 +39,18 @@ class MakeUp:
     sources: dict[str, str]
 
 
-def make_up(
-    steps: FastSteps, records: Sequence[tuple[PrefillStep, float, float]] | Sequence[tuple[DecodeLeap, float, float]]
-) -> MakeUp:
+def make_up(records: Sequence[tuple[PrefillStep | DecodeLeap, float, float]]) -> MakeUp:
     """Return what recorded steps were made of, read off the nearest points of the grid."""
     every = -(-len(records) // _SAMPLED) or 1
-    weights: dict[Point, float] = defaultdict(float)
+    weights: dict[tuple[FastSteps, Point], float] = defaultdict(float)
     for record, begin, end in records[::every]:
-        weights[steps.nearest_point(load_of(point_of(record), steps.ranks))] += end - begin
+        weights[record.times, record.point] += end - begin
     parts: dict[str, float] = defaultdict(float)
     bounds: dict[str, float] = defaultdict(float)
     sources: dict[str, str] = {}
     whole = exposed = exchange = two = 0.0
-    for point, weight in weights.items():
-        step = steps.at(point)
+    for (times, point), weight in weights.items():
+        step = times.at(point)
         scale = weight / step.seconds if step.seconds > 0 else 0.0
         whole += weight
         exposed += step.exposed_s * scale
@@ -74,11 +69,3 @@ def make_up(
         two_streams=two / whole,
         sources=sources,
     )
-
-
-def point_of(record: PrefillStep | DecodeLeap) -> Point:
-    """Return the load of a step, or of the one amid a leap, as figures of a point."""
-    if isinstance(record, PrefillStep):
-        return (record.tokens, record.pairs, 0.0, 0.0, record.logits, record.mean)
-    context = record.context + record.growth * (record.steps - 1) / 2
-    return (0.0, 0.0, record.rows, context, record.rows, record.mean)

@@ -70,7 +70,7 @@ class PrefillUnit:
     Args:
         index: of the unit.
         model: of the phase.
-        steps: what steps take.
+        times: returns, by the unit, what its next step takes.
         names: of prompts' pages.
         around: what all units share.
         computed: called with each part computed, and from when to when.
@@ -82,7 +82,7 @@ class PrefillUnit:
         self,
         index: int,
         model: PhaseModel,
-        steps: FastSteps,
+        times: Callable[[int], FastSteps],
         *,
         names: PromptNames,
         around: Surroundings,
@@ -90,13 +90,12 @@ class PrefillUnit:
     ) -> None:
         self.index = index
         self.ranks = model.pool.ranks
-        self.steps = steps
         self.paused = False
         self._first = index * self.ranks
         self._chunk, self._max_running = model.pool.chunk_tokens, model.pool.max_running
         self._names = names
         self._clock, self._host, self._records = around.clock, around.host, around.records
-        self._computed = computed
+        self._times, self._computed = times, computed
         cache = model.pool.prefix_cache
         self._of = [Rank(PagePool(model.memory.kv_blocks, names, prefix_cache=cache)) for _ in range(self.ranks)]
         self._busy: dict[int, None] = {}
@@ -206,7 +205,7 @@ class PrefillUnit:
             return
         now = self._clock.now
         record = self._record(parts)
-        seconds = self.steps.prefill(record.tokens, record.pairs, logits=record.logits, mean=record.mean)
+        seconds = record.times.seconds(record.tokens, record.pairs, record.mean, logits=record.logits)
         for part in parts:
             part.sequence.started_s = min(part.sequence.started_s, now)
         self._step = Progress(parts, record, now, now, seconds)
@@ -225,8 +224,8 @@ class PrefillUnit:
             tokens[number] += part.tokens
             pairs[number] += part.tokens * sequence.computed + part.tokens * (part.tokens + 1) // 2
             logits[number] += part.tokens == sequence.pending
-        total = sum(tokens)
-        return PrefillStep(self.index, max(tokens), max(pairs), max(logits), total / self.ranks, total)
+        total, times = sum(tokens), self._times(self.index)
+        return PrefillStep(times, self.index, max(tokens), max(pairs), max(logits), total / self.ranks, total)
 
     def _admit(self, rank: Rank) -> None:
         """Move waiting sequences to running while pages last."""

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fourlane.twin.serving.fast_steps import FastSteps, Point
 
 __all__ = ["DecodeLeap", "PrefillStep", "Records"]
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillStep:
-    """A prefill unit's step: figures of the fullest rank; `mean`, `total`: tokens of the mean rank, and of all."""
+    """A prefill unit's step: figures of the fullest rank; `mean`, `total`: tokens of the mean rank, and of all.
 
+    `times` is what its time was read off.
+    """
+
+    times: FastSteps
     unit: int
     tokens: int
     pairs: int
@@ -18,14 +26,21 @@ class PrefillStep:
     mean: float
     total: int
 
+    @property
+    def point(self) -> Point:
+        """Return the point of the grid that is nearest."""
+        return self.times.nearest(self.tokens, self.pairs, self.mean, logits=self.logits)
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeLeap:
     """Steps of a decode unit in which its sequences stay the same: how many, and figures of the fullest rank.
 
     `rows` and `mean` with drafted tokens; `context` at the first step, `growth` of it in each; `sequences` of all.
+    `times` is what their time was read off.
     """
 
+    times: FastSteps
     unit: int
     steps: int
     rows: float
@@ -33,6 +48,11 @@ class DecodeLeap:
     growth: float
     mean: float
     sequences: int
+
+    @property
+    def point(self) -> Point:
+        """Return the point of the grid that is nearest to the step amid the leap."""
+        return self.times.nearest(self.rows, self.context + self.growth * (self.steps - 1) / 2, self.mean)
 
 
 class Records:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fourlane.twin.assembly_parts import Assembly
-    from fourlane.twin.serving.fast_steps import FastSteps
     from fourlane.twin.serving.records import DecodeLeap, PrefillStep
     from fourlane.twin.serving.simulation import Service
     from fourlane.twin.times import Phase
@@ -155,7 +154,6 @@ class ServingResults:
         requests: what became of each.
         prefill_steps, decode_leaps: what units did, each with begin and end in seconds.
         kv_bytes: sent; kv_out_s, kv_in_s: seconds that each rank's NIC was busy.
-        steps: step times by phase, as the simulation read them.
         failures: why requests were not answered, and how many for each reason.
         seconds: it took to simulate.
     """
@@ -168,7 +166,6 @@ class ServingResults:
     kv_bytes: float
     kv_out_s: NDArray[np.float64]
     kv_in_s: NDArray[np.float64]
-    steps: dict[Phase, FastSteps]
     failures: dict[str, int]
     seconds: float
 
@@ -185,7 +182,6 @@ class ServingResults:
             kv_bytes=service.kv.bytes,
             kv_out_s=np.array(service.kv.busy_out_s),
             kv_in_s=np.array(service.kv.busy_in_s),
-            steps={"prefill": service.prefill_steps, "decode": service.decode_steps},
             failures=dict(failures.most_common()),
             seconds=seconds,
         )
@@ -419,7 +415,7 @@ def _prefill_use(results: ServingResults) -> PhaseUse:
         tokens_s_gpu=tokens / results.duration / model.ranks,
         load=_mean(np.array([step.mean for step, _, _ in steps])),
         fullest=_mean(np.array([step.tokens for step, _, _ in steps])),
-        make_up=make_up(results.steps["prefill"], steps),
+        make_up=make_up(steps),
     )
 
 
@@ -447,7 +443,7 @@ def _decode_use(results: ServingResults) -> PhaseUse:
         tokens_s_gpu=tokens / results.duration / model.ranks,
         load=float((steps * np.array([leap.mean for leap, _, _ in leaps])).sum()) / total,
         fullest=float((steps * np.array([leap.rows for leap, _, _ in leaps])).sum()) / total,
-        make_up=make_up(results.steps["decode"], leaps),
+        make_up=make_up(leaps),
     )
 
 

@@ -7,7 +7,9 @@ KV has arrived. What is lost is tried again as `gateway.router` does.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from fourlane.policy.request_routing import retry_delay
 from fourlane.spec.deployment import Gateway as GatewaySpec
 from fourlane.twin.serving.clock import Clock
 from fourlane.twin.serving.decode_unit import DecodeUnit
-from fourlane.twin.serving.fast_steps import FastSteps
+from fourlane.twin.serving.faults import plan_faults
 from fourlane.twin.serving.gateway import Gateway
 from fourlane.twin.serving.host import Host, Surroundings
 from fourlane.twin.serving.kv_links import KvLinks
@@ -24,12 +26,16 @@ from fourlane.twin.serving.records import Records
 from fourlane.twin.serving.requests import request_load
 from fourlane.twin.serving.results import ServingResults
 from fourlane.twin.serving.sequence import Sequence
+from fourlane.twin.serving.unit_times import UnitTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Sequence as Sequences
 
     from fourlane.twin.assembly_parts import Assembly
+    from fourlane.twin.serving.fast_steps import FastSteps
     from fourlane.twin.serving.prefill_unit import Part
+    from fourlane.twin.times import Phase
 
 __all__ = ["Service", "ServingProgress", "simulate"]
 
@@ -76,16 +82,21 @@ class Service:
         self.load = request_load(twin.workload, block_size=twin.block_size, seed=twin.seed)
         self.clock, self.records, self.kv = Clock(), Records(), KvLinks(assembly)
         self.around = Surroundings(self.clock, Host(assembly.cores), self.records)
-        self.prefill_steps = FastSteps(assembly.prefill.steps, assembly.prefill.pool.ranks)
-        self.decode_steps = FastSteps(assembly.decode.steps, assembly.decode.pool.ranks)
+        self._times = {phase: UnitTimes(model) for phase, model in assembly.phases().items()}
+        self.slower: dict[Phase, list[float]] = {
+            phase: [1.0] * model.pool.units for phase, model in assembly.phases().items()
+        }
+        """How many times as long each unit's exchange takes: links and switches that are down."""
         self.gateway = Gateway(assembly, self.load.names, send=self._send, catch_up=self._catch_up)
         self.prefill = [self._prefill_unit(index) for index in range(assembly.prefill.pool.units)]
         self.decode = [self._decode_unit(index) for index in range(assembly.decode.pool.units)]
         self.around.host.watch([*self.prefill, *self.decode])
         self.sequences: list[Sequence] = []
-        self.kv_cut: set[tuple[str, int]] = set()
-        """Units, by phase and number, whose KV path is cut."""
+        self.kv_cut: list[tuple[Phase, int]] = []
+        """Units, by phase and number, whose KV path is cut; as often as it is."""
+        self._outages: Counter[tuple[Phase, int]] = Counter()
         self._gateway_spec = GatewaySpec()
+        self._kv_is_beside = assembly.kv.background(assembly.kv.out_rate) > 0
         self._next = 0
         self._over = 0
         self._pumping = False
@@ -94,7 +105,7 @@ class Service:
         return PrefillUnit(
             index,
             self.assembly.prefill,
-            self.prefill_steps,
+            partial(self._unit_times, "prefill"),
             names=self.load.names,
             around=self.around,
             computed=self._computed,
@@ -104,15 +115,22 @@ class Service:
         return DecodeUnit(
             index,
             self.assembly,
-            self.decode_steps,
+            partial(self._unit_times, "decode"),
             around=self.around,
             gateway=self.gateway,
             listener=self,
         )
 
+    def _unit_times(self, phase: Phase, unit: int) -> FastSteps:
+        """Return what a unit's steps take at this moment."""
+        rate = self.kv.rate(self.clock.now) / self.assembly.phases()[phase].ranks if self._kv_is_beside else 0.0
+        background = self.assembly.kv.background(rate) if rate else 0.0
+        return self._times[phase].at(background, self.slower[phase][unit])
+
     def run(self, progress: Callable[[ServingProgress], object] | None = None) -> ServingResults:
         """Go through all requests."""
         began = told = monotonic()
+        plan_faults(self)
         total = len(self.load.requests)
         for _ in range(self.load.concurrency or 1):
             self._arrive_next()
@@ -261,6 +279,31 @@ class Service:
             self.abandon(sequence)
             sequence.failure = f"it did not end within {self._gateway_spec.request_timeout.seconds:g} s"
             self._end(sequence, "failed")
+
+    # faults
+
+    def stop_unit(self, phase: Phase, unit: int) -> None:
+        """Let a unit stand still, and give its ranks nothing new."""
+        self._outages[phase, unit] += 1
+        if self._outages[phase, unit] == 1:
+            self._units(phase)[unit].pause()
+            self._offer(phase, unit, available=False)
+
+    def start_unit(self, phase: Phase, unit: int) -> None:
+        """Let a unit go on, if nothing else is wrong with it."""
+        self._outages[phase, unit] -= 1
+        if not self._outages[phase, unit]:
+            self._offer(phase, unit, available=True)
+            self._units(phase)[unit].resume()
+            self.pump()
+
+    def _units(self, phase: Phase) -> Sequences[PrefillUnit | DecodeUnit]:
+        return self.prefill if phase == "prefill" else self.decode
+
+    def _offer(self, phase: Phase, unit: int, *, available: bool) -> None:
+        ranks = self.assembly.phases()[phase].pool.ranks
+        ok_G = self.gateway.prefill_ok_G if phase == "prefill" else self.gateway.decode_ok_G
+        ok_G[unit * ranks : (unit + 1) * ranks] = available
 
     # once more
 

@@ -7,12 +7,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from serving_doubles import PlainKv, PlainSteps, plain_assembly
+from serving_doubles import PlainExchange, PlainKv, PlainSteps, plain_assembly
 
-from fourlane.spec.twin import TwinPool, Workload
+from fourlane.spec.twin import Fault, TwinPool, Workload
 from fourlane.twin.assembly_parts import Overheads
 from fourlane.twin.serving import decode_unit
 from fourlane.twin.serving.simulation import Service, ServingProgress, simulate
+from fourlane.units import Duration
+
+
+def S(seconds: float) -> Duration:
+    return Duration.parse(f"{seconds}s")
+
 
 ONE = Workload(rate=1.0, requests=1, input_len="1000", output_len="11")
 
@@ -172,3 +178,84 @@ def test_a_summary_is_plain_and_says_where_figures_come_from() -> None:
     assert sum(summary["ttft_parts_s"].values()) == pytest.approx(0.5)
     assert summary["sources"]["prefill: experts"] == "made up"
     assert all(not isinstance(value, float) or math.isfinite(value) for value in summary["decode"].values())
+
+
+BUSY = Workload(rate=10.0, requests=200, input_len="100..400", output_len="20..80")
+FOUR = {"prefill": TwinPool(units=2, ranks=2, chunk_tokens=512), "decode": TwinPool(units=2, ranks=2)}
+
+
+def test_a_dead_decode_rank_stops_its_unit_and_only_its_own_sequences_start_anew() -> None:
+    fault = Fault(at=S(5), lasts=S(1), kind="rank", target="decode/1", recovery=S(2))
+    whole = simulate(plain_assembly(workload=BUSY, **FOUR)).requests
+    service = Service(plain_assembly(workload=BUSY, faults=(fault,), **FOUR))
+    results = service.run()
+    requests = results.requests
+    assert requests.done.all()
+    assert service.gateway.decode_ok_G.all()
+    retried = requests.retries > 0
+    assert 0 < retried.sum() < 20
+    assert (requests.decode_rank[retried] != 1).all()
+    # rank 0 of the same unit kept its sequences: they ended late, without a retry
+    late = (requests.ended - whole.ended > 2.5) & ~retried
+    assert late.any()
+    assert (requests.decode_rank[late] < 2).all()
+    begins = [begin for leap, begin, _ in results.decode_leaps if leap.unit == 0]
+    assert not [begin for begin in begins if 5 < begin < 8]
+    assert any(begin >= 8 for begin in begins)
+
+
+def test_a_dead_prefill_rank_loses_its_prompts_and_its_cache() -> None:
+    workload = Workload(rate=10.0, requests=200, input_len="300..400", output_len="20", shared_prefix=256)
+    fault = Fault(at=S(5), kind="rank", target="prefill/0")
+    service = Service(plain_assembly(workload=workload, faults=(fault,), **FOUR))
+    requests = service.run().requests
+    # its unit never comes back: what had reached its other rank waits until the deadline
+    stuck = requests.state == "failed"
+    assert set(requests.prefill_rank[stuck]) <= {1}
+    assert requests.done.sum() >= 195
+    later = requests.sent > 5
+    assert set(requests.prefill_rank[later & requests.done]) == {2, 3}
+    assert requests.retries.sum() > 0
+
+
+def test_a_cut_kv_path_breaks_transfers_until_it_is_mended() -> None:
+    fault = Fault(at=S(5), lasts=S(3), kind="kv", target="prefill/0")
+    service = Service(plain_assembly(workload=BUSY, faults=(fault,), kv=PlainKv(1e6, 1e6), **FOUR))
+    requests = service.run().requests
+    assert requests.done.all()
+    retried = requests.retries > 0
+    assert retried.any()
+    assert (requests.sent[retried] < 8).all()
+    assert not service.kv_cut
+
+
+def test_slower_links_make_exchanges_and_transfers_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fourlane.twin import fault_factors
+
+    factors = fault_factors.FaultFactors(
+        {"prefill": (1.0, 1.0), "decode": (3.0, math.inf)}, kv=(2.0, math.inf), source="made up"
+    )
+    monkeypatch.setattr(fault_factors, "fault_factors", lambda *_: factors)
+    steps = PlainSteps(fixed=0.005, exchange=PlainExchange(seconds=0.005))
+    fault = Fault(at=S(0), kind="switch", target="spine0", lasts=S(10))
+    workload = Workload(rate=10.0, requests=50, input_len="100", output_len="20")
+    results = simulate(plain_assembly(workload=workload, faults=(fault,), decode_steps=steps, **FOUR))
+    assert results.requests.done.all()
+    assert {leap.unit for leap, _, _ in results.decode_leaps} == {0}
+    assert results.decode.step_s == pytest.approx(0.005 + 3 * 0.005)
+    assert set(results.requests.prefill_rank) <= {0, 1}
+    assert results.decode.make_up.bounds["fault"] == pytest.approx(0.75)
+
+
+def test_kv_beside_expert_traffic_slows_exchanges() -> None:
+    steps = PlainSteps(fixed=0.005, exchange=PlainExchange(seconds=0.005))
+    workload = Workload(rate=20.0, requests=200, input_len="400", output_len="20")
+
+    def tpot(share: float) -> float:
+        kv = PlainKv(out_rate=1e9, in_rate=1e9, beside=share)
+        return simulate(
+            plain_assembly(workload=workload, kv=kv, decode_steps=steps, prefill_steps=PlainSteps(token=1e-4))
+        ).tpot.mean
+
+    # 4 MB/s into each of two ranks, of NICs of 10 MB/s: exchanges take 1 / (1 - 0.4) as long
+    assert tpot(1 / 10e6) == pytest.approx(tpot(0.0) + 0.005 * (1 / 0.6 - 1), rel=0.1)
