@@ -16,7 +16,7 @@ from fourlane.twin.serving.simulation import Service, ServingProgress, simulate
 from fourlane.units import Duration
 
 
-def S(seconds: float) -> Duration:
+def s(seconds: float) -> Duration:
     return Duration.parse(f"{seconds}s")
 
 
@@ -185,7 +185,7 @@ FOUR = {"prefill": TwinPool(units=2, ranks=2, chunk_tokens=512), "decode": TwinP
 
 
 def test_a_dead_decode_rank_stops_its_unit_and_only_its_own_sequences_start_anew() -> None:
-    fault = Fault(at=S(5), lasts=S(1), kind="rank", target="decode/1", recovery=S(2))
+    fault = Fault(at=s(5), lasts=s(1), kind="rank", target="decode/1", recovery=s(2))
     whole = simulate(plain_assembly(workload=BUSY, **FOUR)).requests
     service = Service(plain_assembly(workload=BUSY, faults=(fault,), **FOUR))
     results = service.run()
@@ -205,9 +205,10 @@ def test_a_dead_decode_rank_stops_its_unit_and_only_its_own_sequences_start_anew
 
 
 def test_a_dead_prefill_rank_loses_its_prompts_and_its_cache() -> None:
-    workload = Workload(rate=10.0, requests=200, input_len="300..400", output_len="20", shared_prefix=256)
-    fault = Fault(at=S(5), kind="rank", target="prefill/0")
-    service = Service(plain_assembly(workload=workload, faults=(fault,), **FOUR))
+    workload = Workload(rate=10.0, requests=200, input_len="300..400", output_len="20", shared_prefix=64)
+    fault = Fault(at=s(5), kind="rank", target="prefill/0")
+    slow = PlainSteps(token=2e-3)
+    service = Service(plain_assembly(workload=workload, faults=(fault,), prefill_steps=slow, **FOUR))
     requests = service.run().requests
     # its unit never comes back: what had reached its other rank waits until the deadline
     stuck = requests.state == "failed"
@@ -219,7 +220,7 @@ def test_a_dead_prefill_rank_loses_its_prompts_and_its_cache() -> None:
 
 
 def test_a_cut_kv_path_breaks_transfers_until_it_is_mended() -> None:
-    fault = Fault(at=S(5), lasts=S(3), kind="kv", target="prefill/0")
+    fault = Fault(at=s(5), lasts=s(3), kind="kv", target="prefill/0")
     service = Service(plain_assembly(workload=BUSY, faults=(fault,), kv=PlainKv(1e6, 1e6), **FOUR))
     requests = service.run().requests
     assert requests.done.all()
@@ -237,7 +238,7 @@ def test_slower_links_make_exchanges_and_transfers_slower(monkeypatch: pytest.Mo
     )
     monkeypatch.setattr(fault_factors, "fault_factors", lambda *_: factors)
     steps = PlainSteps(fixed=0.005, exchange=PlainExchange(seconds=0.005))
-    fault = Fault(at=S(0), kind="switch", target="spine0", lasts=S(10))
+    fault = Fault(at=s(0), kind="switch", target="spine0", lasts=s(10))
     workload = Workload(rate=10.0, requests=50, input_len="100", output_len="20")
     results = simulate(plain_assembly(workload=workload, faults=(fault,), decode_steps=steps, **FOUR))
     assert results.requests.done.all()
@@ -249,7 +250,7 @@ def test_slower_links_make_exchanges_and_transfers_slower(monkeypatch: pytest.Mo
 
 def test_kv_beside_expert_traffic_slows_exchanges() -> None:
     steps = PlainSteps(fixed=0.005, exchange=PlainExchange(seconds=0.005))
-    workload = Workload(rate=20.0, requests=200, input_len="400", output_len="20")
+    workload = Workload(rate=20.0, requests=800, input_len="400", output_len="20")
 
     def tpot(share: float) -> float:
         kv = PlainKv(out_rate=1e9, in_rate=1e9, beside=share)
