@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,14 +60,17 @@ class PlainKv:
     in_rate: float = 1e9
     latency_s: float = 0.0
     source: str = "made up"
-    beside: float = 0.0
+    nic_share: float = 0.0
     """Share of a NIC that a byte a second takes beside expert traffic."""
 
     def seconds(self, size: float) -> float:
         return self.latency_s + size / min(self.out_rate, self.in_rate)
 
+    def beside(self, exchanging: float) -> PlainKv:
+        return replace(self, out_rate=self.out_rate * (1 - exchanging / 2))
+
     def background(self, rate: float) -> float:
-        return self.beside * rate
+        return self.nic_share * rate
 
 
 def plain_assembly(  # noqa: PLR0913 - every piece may be another

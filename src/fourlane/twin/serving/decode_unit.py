@@ -143,6 +143,11 @@ class DecodeUnit:
         return self._leap is not None and not self.paused
 
     @property
+    def exchanging(self) -> float:
+        """Return the share of time, at this moment, in which it exchanges."""
+        return self._leap.record.exchanging if self._leap is not None and not self.paused else 0.0
+
+    @property
     def sequences(self) -> int:
         """Return the sequences that decode."""
         return int(self._rows_G.sum())

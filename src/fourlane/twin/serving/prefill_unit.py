@@ -110,6 +110,11 @@ class PrefillUnit:
         return self._step is not None and not self.paused
 
     @property
+    def exchanging(self) -> float:
+        """Return the share of time, at this moment, in which it exchanges."""
+        return self._step.record.exchanging if self._step is not None and not self.paused else 0.0
+
+    @property
     def held_pages(self) -> int:
         """Return the pages that its ranks' sequences hold."""
         return sum(rank.pool.total - rank.pool.free for rank in self._of)
@@ -261,11 +266,11 @@ class PrefillUnit:
         if version != self._version or step is None:
             return
         now = self._clock.now
-        self._step = None
         self._records.prefill_step(step.record, step.began, now)
         for part in step.parts:
             if part.stands:
                 self._commit(part, step.began, now)
+        self._step = None
         if not self.paused:
             self._begin()
         if self._step is None:

@@ -31,6 +31,11 @@ class PrefillStep:
         """Return the point of the grid that is nearest."""
         return self.times.nearest(self.tokens, self.pairs, self.mean, logits=self.logits)
 
+    @property
+    def exchanging(self) -> float:
+        """Return the share of its time in which something travels between experts."""
+        return exchanging(self.times, self.point)
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeLeap:
@@ -53,6 +58,17 @@ class DecodeLeap:
     def point(self) -> Point:
         """Return the point of the grid that is nearest to the step amid the leap."""
         return self.times.nearest(self.rows, self.context + self.growth * (self.steps - 1) / 2, self.mean)
+
+    @property
+    def exchanging(self) -> float:
+        """Return the share of its time in which something travels between experts."""
+        return exchanging(self.times, self.point)
+
+
+def exchanging(times: FastSteps, point: Point) -> float:
+    """Return the share of a step's time in which something travels."""
+    step = times.at(point)
+    return min(1.0, step.exchange_s / step.seconds) if step.seconds > 0 else 0.0
 
 
 class Records:

@@ -48,10 +48,11 @@ def series(results: ServingResults, stretches: int = 200) -> Series:
     sent, placed, first = requests.sent[done], requests.placed[done], requests.first_token[done]
     ended, prompt, output = requests.ended[done], requests.prompt_tokens[done], requests.output_tokens[done]
     there = np.where(np.isfinite(requests.kv_done[done]), requests.kv_done[done], first)
-    steps = _columns([(begin, end, step.total) for step, begin, end in results.prefill_steps])
-    leaps = _columns([(begin, end, leap.steps * leap.sequences) for leap, begin, end in results.decode_leaps])
-    means = _columns([(begin, end, leap.mean * (end - begin)) for leap, begin, end in results.decode_leaps])
-    computing, answering = _mean(steps[0], steps[1], None, edges), _mean(leaps[0], leaps[1], None, edges)
+    since, until, computed = _columns([(begin, end, float(step.total)) for step, begin, end in results.prefill_steps])
+    leapt = [(begin, end, float(leap.steps * leap.sequences)) for leap, begin, end in results.decode_leaps]
+    from_, to, told = _columns(leapt)
+    mean_rows = np.array([leap.mean for leap, _, _ in results.decode_leaps], np.float64)
+    computing, answering = _mean(since, until, None, edges), _mean(from_, to, None, edges)
     held = (prompt + output / 2) / assembly.twin.block_size + 0.5
     blocks = assembly.decode.ranks * assembly.decode.memory.kv_blocks
     return Series(
@@ -67,17 +68,17 @@ def series(results: ServingResults, stretches: int = 200) -> Series:
             "decode": answering / assembly.decode.pool.units,
         },
         tokens={
-            "prompt": _sum(*steps, edges) / width,
-            "answer": _sum(*leaps, edges) * assembly.tokens_per_step / width,
+            "prompt": _sum(since, until, computed, edges) / width,
+            "answer": _sum(from_, to, told, edges) * assembly.tokens_per_step / width,
         },
-        batch=_sum(*means, edges) / np.maximum(answering * width, 1e-12),
+        batch=_mean(from_, to, mean_rows, edges) / np.maximum(answering, 1e-12),
         blocks=_mean(placed, ended, held, edges) / blocks,
-        kv=_sum(placed, there, prompt * assembly.kv_token_bytes, edges) / width,
+        kv=_sum(placed, there, (prompt * assembly.kv_token_bytes).astype(np.float64), edges) / width,
     )
 
 
-def _columns(rows: list[tuple[float, float, float]]) -> NDArray[np.float64]:
-    return np.array(rows, np.float64).reshape(-1, 3).T
+def _columns(rows: list[tuple[float, float, float]]) -> tuple[NDArray[np.float64], ...]:
+    return tuple(np.array(rows, np.float64).reshape(-1, 3).T)
 
 
 def _mean(

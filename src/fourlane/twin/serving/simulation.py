@@ -96,7 +96,6 @@ class Service:
         """Units, by phase and number, whose KV path is cut; as often as it is."""
         self._outages: Counter[tuple[Phase, int]] = Counter()
         self._gateway_spec = GatewaySpec()
-        self._kv_is_beside = assembly.kv.background(assembly.kv.out_rate) > 0
         self._next = 0
         self._over = 0
         self._pumping = False
@@ -123,7 +122,7 @@ class Service:
 
     def _unit_times(self, phase: Phase, unit: int) -> FastSteps:
         """Return what a unit's steps take at this moment."""
-        rate = self.kv.rate(self.clock.now) / self.assembly.phases()[phase].ranks if self._kv_is_beside else 0.0
+        rate = self.kv.rate(self.clock.now) / self.assembly.phases()[phase].ranks if self.kv.shared else 0.0
         background = self.assembly.kv.background(rate) if rate else 0.0
         return self._times[phase].at(background, self.slower[phase][unit])
 
@@ -222,10 +221,11 @@ class Service:
         if ("prefill", prefill.index) in self.kv_cut or ("decode", decode.index) in self.kv_cut:
             self.retry(sequence, "its KV could not be sent", avoid_prefill=sequence.prefill_rank)
             return
-        sender, receiver = sequence.prefill_rank, sequence.decode_rank
+        way = (sequence.prefill_rank, sequence.decode_rank)
+        exchanging = (prefill.exchanging, decode.exchanging) if self.kv.shared else (0.0, 0.0)
         if sequence.cached and sequence.computed - part.tokens == sequence.cached:
-            self.kv.send(sender, receiver, sequence.cached, begin=began, end=began)
-        there = self.kv.send(sender, receiver, part.tokens, begin=began, end=now)
+            self.kv.send(way, sequence.cached, begin=began, end=began, exchanging=exchanging)
+        there = self.kv.send(way, part.tokens, begin=began, end=now, exchanging=exchanging)
         if sequence.state == "leaving":
             self._first_token(sequence, there)
 

@@ -253,10 +253,22 @@ def test_kv_beside_expert_traffic_slows_exchanges() -> None:
     workload = Workload(rate=20.0, requests=800, input_len="400", output_len="20")
 
     def tpot(share: float) -> float:
-        kv = PlainKv(out_rate=1e9, in_rate=1e9, beside=share)
+        kv = PlainKv(out_rate=1e9, in_rate=1e9, nic_share=share)
         return simulate(
             plain_assembly(workload=workload, kv=kv, decode_steps=steps, prefill_steps=PlainSteps(token=1e-4))
         ).tpot.mean
 
     # 4 MB/s into each of two ranks, of NICs of 10 MB/s: exchanges take 1 / (1 - 0.4) as long
     assert tpot(1 / 10e6) == pytest.approx(tpot(0.0) + 0.005 * (1 / 0.6 - 1), rel=0.1)
+
+
+def test_kv_travels_slower_while_its_ranks_exchange() -> None:
+    steps = PlainSteps(token=1e-3, exchange=PlainExchange(seconds=0.5))
+
+    def exposed(share: float) -> float:
+        kv = PlainKv(out_rate=5e5, in_rate=1e9, nic_share=share)
+        results = simulate(plain_assembly(workload=ONE, kv=kv, prefill_steps=steps))
+        return float(results.requests.kv_done[0] - results.requests.started[0])
+
+    # half a second of exchange in steps of about three quarters: two thirds of the rate is left
+    assert exposed(1e-9) == pytest.approx(1.5 * exposed(0.0), rel=0.1)
