@@ -16,13 +16,14 @@ import msgspec
 from fourlane.spec.traffic import TrafficClass
 from fourlane.twin.exchange.cache import keep, kept, key_of
 from fourlane.twin.exchange.runs import ExchangeRun, completed
+from fourlane.twin.exchange.shipped import shipped_slowdowns
 from fourlane.twin.fabric.expert_kernels import OPERATIONS
 
 if TYPE_CHECKING:
     from fourlane.twin.exchange.setting import ExchangeSetting
     from fourlane.twin.exchange.table import ExchangeTable
 
-__all__ = ["background_slowdowns", "kv_lane_share"]
+__all__ = ["background_slowdowns", "key_beside_kv", "kv_lane_share", "simulated_beside_kv"]
 
 KIND = "exchange-beside-kv"
 _SHARE_OF_RANKS = 4
@@ -58,16 +59,24 @@ def kv_lane_share(setting: ExchangeSetting) -> float:
 
 def _beside_kv(table: ExchangeTable) -> dict[str, float]:
     """Return what was found for a table: now, before, or by another process."""
-    lanes = table.setting.lanes
-    plan = None if lanes.plan is None else msgspec.structs.replace(lanes.plan, name="")
-    key = key_of([table.key, msgspec.structs.replace(lanes, plan=plan), _SHARE_OF_RANKS, _LONGER])
+    key = key_beside_kv(table)
     if key not in _found():
         held = kept(KIND, key, BesideKv)
-        if held is None or held.key != key:
-            held = BesideKv(key=key, slowdowns=_simulated(table))
-            keep(KIND, key, held)
-        _found()[key] = held.slowdowns
+        if held is not None and held.key == key:
+            _found()[key] = held.slowdowns
+        elif (shipped := shipped_slowdowns(key)) is not None:
+            _found()[key] = shipped
+        else:
+            _found()[key] = simulated_beside_kv(table)
+            keep(KIND, key, BesideKv(key=key, slowdowns=_found()[key]))
     return _found()[key]
+
+
+def key_beside_kv(table: ExchangeTable) -> str:
+    """Return the key of what KV cache does to a table: the table's own, its lanes, how it is run."""
+    lanes = table.setting.lanes
+    plan = None if lanes.plan is None else msgspec.structs.replace(lanes.plan, name="")
+    return key_of([table.key, msgspec.structs.replace(lanes, plan=plan), _SHARE_OF_RANKS, _LONGER])
 
 
 @cache
@@ -75,7 +84,8 @@ def _found() -> dict[str, dict[str, float]]:
     return {}
 
 
-def _simulated(table: ExchangeTable) -> dict[str, float]:
+def simulated_beside_kv(table: ExchangeTable) -> dict[str, float]:
+    """Return by what each operation grows while some ranks have a transfer all the time, from packet runs."""
     balanced = {
         operation: max(
             (run for run in table.runs if run.operation == operation and run.max_over_mean == 1.0),

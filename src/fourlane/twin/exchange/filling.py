@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +17,7 @@ import msgspec
 from fourlane import __version__
 from fourlane.twin.exchange.cache import keep, kept, key_of
 from fourlane.twin.exchange.runs import ExchangeRun, completed
+from fourlane.twin.exchange.shipped import shipped_table
 from fourlane.twin.exchange.table import ExchangeTable, Measured
 from fourlane.twin.fabric.expert_kernels import OPERATIONS
 
@@ -142,15 +141,7 @@ def _held(key: str) -> tuple[Measured, ...] | None:
     found = kept(KIND, key, FilledTable)
     if found is not None and found.key == key:
         return found.runs
-    return _shipped().get(key)
-
-
-@cache
-def _shipped() -> dict[str, tuple[Measured, ...]]:
-    path = Path(__file__).parent / "filled.json"
-    if not path.exists():
-        return {}
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[Measured, ...]])
+    return shipped_table(key)
 
 
 def _fill(
