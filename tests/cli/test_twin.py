@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
+import pytest
 from click.testing import CliRunner
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace
 
 from fourlane.cli import main
 from fourlane.spec.load import load_twin, twins
@@ -31,3 +34,56 @@ def test_what_show_writes_is_the_same_twin(tmp_path: Path) -> None:
 
 def test_an_unknown_twin_is_wrong_use() -> None:
     assert "did you mean" in run("show", "deepseek-h80", code=2)
+
+
+QUICK = ("qwen3-rails", "--set", "workload.requests=40")
+
+
+def test_run_tells_the_steady_state_and_writes_page_and_figures(tmp_path: Path) -> None:
+    told = run("run", "qwen3-rails", "--steady", "-o", tmp_path)
+    for said in ("2 x EP16", "bound by", "Links, tier by tier", "Where figures come from"):
+        assert said in told
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert figures["rate"] == 24.0
+    assert figures["links"]["gpus"] == 64
+    assert "<svg" in (tmp_path / "index.html").read_text()
+
+
+def test_run_simulates_requests_and_writes_a_window_as_a_trace(tmp_path: Path) -> None:
+    run("run", *QUICK, "-o", tmp_path, "--window", "1s..1.1s")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["answered"] == 40
+    assert found["ttft_s"]["p99"] >= found["ttft_s"]["p50"] > 0
+    trace = Trace.FromString((tmp_path / "window.pftrace").read_bytes())
+    names = {packet.track_descriptor.process.process_name for packet in trace.packet}
+    assert {"decode unit 0", "requests"} <= names
+
+
+def test_the_same_seed_gives_the_same_figures() -> None:
+    first, second = (json.loads(run("run", *QUICK, "--json")) for _ in range(2))
+    for each in (first, second):
+        del each["simulated_in_s"]
+    assert first == second
+
+
+def test_an_slo_that_is_not_met_fails_a_check_only() -> None:
+    missed = ("run", "qwen3-rails", "--steady", "--set", "slo.ttft=1ms")
+    assert "the SLO is not met" in run(*missed, "--check", code=1)
+    assert "TTFT" in run(*missed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--window", "1s..2s"], "expected -o FOLDER beside it"),
+        (["--window", "1s", "-o", "x"], 'expected two times such as "10s..10.2s"'),
+        (["--window", "2s..1s", "-o", "x"], "expected the second time after the first"),
+        (["--window", "1..2", "-o", "x"], "--window: expected a duration"),
+    ],
+)
+def test_a_window_that_cannot_be_shown_is_refused_before_anything_is_simulated(arguments: list[str], said: str) -> None:
+    assert said in run("run", "qwen3-rails", *arguments, code=2)
+
+
+def test_a_window_in_which_nothing_happens_is_refused(tmp_path: Path) -> None:
+    assert "nothing happened between" in run("run", *QUICK, "-o", tmp_path, "--window", "1h..2h", code=2)

@@ -22,15 +22,18 @@ from fourlane.report.twin_page import links_section, memory_table, service_line
 from fourlane.report.twin_plots import (
     Distribution,
     MakeUp,
+    OverTime,
     Use,
     latency_figure,
     make_up_figure,
+    over_time_figure,
     use_figure,
 )
 from fourlane.report.twin_tables import lanes_table, sources_table
+from fourlane.twin.serving.series import series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -59,6 +62,11 @@ def serving_page(results: ServingResults, point: OperatingPoint, use: ClusterUse
                 title="Throughput",
                 tables=(throughput_table(results), *((failures,) if failures.rows else ())),
                 folded=(against_steady_table(results, point),),
+            ),
+            Section(
+                title="Over time",
+                text="Means over stretches of equal length; it begins empty and runs empty at the end.",
+                figures=(_over_time(results),),
             ),
             Section(
                 title="Steps",
@@ -121,6 +129,24 @@ def _latencies(results: ServingResults) -> str:
 
 def _floats(values: NDArray[np.float64]) -> list[float]:
     return [float(value) for value in values[np.isfinite(values)]]
+
+
+def _over_time(results: ServingResults) -> str:
+    course = series(results)
+    times = _floats(course.times)
+
+    def panel(title: str, lines: Mapping[str, NDArray[np.float64]], *, share: bool = False) -> OverTime:
+        drawn = {name: _floats(values) for name, values in lines.items()}
+        return OverTime(title=title, times=times, lines=drawn, share=share, limit=1.0 if share else None)
+
+    panels = [
+        panel("Tokens a second", {"prompts": course.tokens["prompt"], "answers": course.tokens["answer"]}),
+        panel("Requests under way", course.requests),
+        panel("Units in a step", course.busy, share=True),
+        panel("KV blocks of decode ranks held", {"held": course.blocks}, share=True),
+    ]
+    with over_time_figure(panels) as figure:
+        return svg_of(figure)
 
 
 def _steps(results: ServingResults) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fourlane.report.page import Card, Page, Section, svg_of
 from fourlane.report.tables import Table, number, percent, time_text
@@ -28,32 +28,40 @@ _DROWNS = "does not keep up"
 def ladder_waterfall(result: LadderResult, *, title: str = "What each measure brings") -> Waterfall:
     """Return the picture: throughput a GPU, time per output token, time to first token, at every rung."""
     rungs = result.rungs
-    ms = 1e3
+
+    def over_rungs(read: Callable[[Rung], float], **told: Any) -> Measured:
+        return Measured(values=tuple(map(read, rungs)), **told)
+
     return Waterfall(
         title=title,
         subtitle=f"{_service(result)}\n{_terms(result)}",
         states=(*(rung.name for rung in rungs), "All together"),
         quantities=(
-            Measured(
+            over_rungs(
+                lambda rung: rung.peak.output_tokens_s_gpu,
                 title="Throughput per GPU",
-                unit="output tokens/s",
-                values=tuple(rung.peak.output_tokens_s_gpu for rung in rungs),
+                unit="output tokens/s, of all GPUs",
                 better="higher",
-                none="meets no SLO",
             ),
-            Measured(
-                title="TPOT, mean",
-                unit="ms",
-                values=tuple(rung.point.tpot.mean * ms for rung in rungs),
-                better="lower",
-                none=_DROWNS,
+            over_rungs(
+                lambda rung: rung.peak.prefill.peak_tokens_s_gpu,
+                title="Prefill alone",
+                unit="prompt tokens/s a prefill GPU",
+                better="higher",
+                headline=False,
             ),
-            Measured(
-                title="TTFT, mean",
-                unit="ms",
-                values=tuple(rung.point.ttft.mean * ms for rung in rungs),
-                better="lower",
-                none=_DROWNS,
+            over_rungs(
+                lambda rung: rung.peak.decode.peak_tokens_s_gpu,
+                title="Decode alone",
+                unit="tokens/s a decode GPU",
+                better="higher",
+                headline=False,
+            ),
+            over_rungs(
+                lambda rung: rung.point.tpot.mean * 1e3, title="TPOT, mean", unit="ms", better="lower", none=_DROWNS
+            ),
+            over_rungs(
+                lambda rung: rung.point.ttft.mean * 1e3, title="TTFT, mean", unit="ms", better="lower", none=_DROWNS
             ),
         ),
         settings=_settings([rung.twin for rung in rungs]),
@@ -68,19 +76,17 @@ def _service(result: LadderResult) -> str:
 
 
 def _terms(result: LadderResult) -> str:
-    slo = result.rungs[-1].twin.slo
-    bounds = [f"{name} {bound}" for name, bound in (("TTFT", slo.ttft), ("TPOT", slo.tpot)) if bound is not None]
-    within = f" within {' and '.join(bounds)} for {slo.share:.0%} of requests" if bounds else ""
     return (
-        f"Throughput: at the greatest rate each rung serves{within}. "
-        f"Latencies: all at {number(result.rate)} requests/s."
+        f"Throughput: the most each rung can do, bound by prefill or decode. Latencies: all at {number(result.rate)} "
+        "requests/s."
     )
 
 
 def _footer(result: LadderResult) -> str:
-    left_out = "; ".join(f"{name} left out: {why}" for name, why in result.skipped.items())
-    worked = f"worked out in {number(result.seconds)} s, closed form over packet-level exchange times"
-    return f"{worked}; latencies at the rate that {result.rate_says}" + (f"; {left_out}" if left_out else "")
+    worked = f"Closed form over packet-level exchange times, worked out in {number(result.seconds)} s."
+    at = f"{number(result.rate)} requests/s are {result.rate_says}."
+    left_out = [f"{name} left out: {why}." for name, why in result.skipped.items()]
+    return " ".join((worked, at, *left_out))
 
 
 def _settings(twins: list[Twin]) -> tuple[Setting, ...]:
@@ -122,36 +128,36 @@ def ladder_tables(result: LadderResult) -> list[Table]:
 def _reached(result: LadderResult) -> Table:
     rows = tuple((rung.name, *_figures(rung)) for rung in result.rungs)
     columns = (
-        "rung", "tokens/s a GPU", "at requests/s", "bound by", "TPOT mean", "p99", "TTFT mean", "p99 ", "exchange",
-        "of it beside others",
+        "rung", "tokens/s a GPU", "requests/s", "bound by", "prefill alone", "decode alone", "TPOT mean", "p99",
+        "TTFT mean", "p99 ", "exchange", "beside others",
     )  # fmt: skip
-    title = f"Throughput at each rung's greatest rate; latencies at {number(result.rate)} requests/s; exchange: decode"
+    title = (
+        f"Throughput: the most each rung can do, and each phase alone, a GPU of it; latencies at "
+        f"{number(result.rate)} requests/s; exchange: of a decode step"
+    )
     return Table(title=title, columns=columns, rows=rows)
 
 
 def _figures(rung: Rung) -> tuple[str, ...]:
     point, peak = rung.point, rung.peak
+    rates = (peak.output_tokens_s_gpu, peak.rate)
+    alone = (peak.prefill.peak_tokens_s_gpu, peak.decode.peak_tokens_s_gpu)
     times = (point.tpot.mean, point.tpot.p99, point.ttft.mean, point.ttft.p99, rung.exchange_s.get("decode"))
     slower = rung.slowdown.get("decode")
     beside = "-" if slower is None else f"{slower:.2f} x"
-    return (
-        number(peak.output_tokens_s_gpu),
-        number(peak.rate),
-        peak.binds,
-        *map(time_text, times),
-        beside,
-    )
+    return (*map(number, rates), peak.binds, *map(number, alone), *map(time_text, times), beside)
 
 
 def _gained(result: LadderResult) -> Table:
     def cells(gain: dict[str, float]) -> tuple[str, ...]:
-        throughput, tpot, ttft = (gain.get(name) for name in ("throughput", "tpot", "ttft"))
-        return (_signed(throughput), _signed(tpot and -tpot), _signed(ttft and -ttft))
+        more = (gain.get(name) for name in ("throughput", "prefill", "decode"))
+        less = (gain.get(name) for name in ("tpot", "ttft"))
+        return (*map(_signed, more), *(_signed(None if saved is None else -saved) for saved in less))
 
     rows = [(rung.name, rung.measure, *cells(rung.gain)) for rung in result.rungs[1:]]
     rows.append(("All together", "", *cells(result.total)))
-    rows += [(name, f"left out: {why}", "-", "-", "-") for name, why in result.skipped.items()]
-    columns = ("measure", "", "throughput", "TPOT", "TTFT")
+    rows += [(name, f"left out: {why}", *"-----") for name, why in result.skipped.items()]
+    columns = ("measure", "", "throughput", "prefill alone", "decode alone", "TPOT", "TTFT")
     return Table(
         title="What each measure brings, over the rung before", columns=columns, rows=tuple(rows), left=frozenset({""})
     )
@@ -161,7 +167,7 @@ def _signed(change: float | None) -> str:
     if change is None:
         return "-"
     text = percent(change)
-    return f"+{text}" if change > 0 else text
+    return "0.0 %" if text == "-0.0 %" else f"+{text}" if change > 0 and text != "0.0 %" else text
 
 
 def ladder_page(result: LadderResult) -> Page:
@@ -170,7 +176,7 @@ def ladder_page(result: LadderResult) -> Page:
     with waterfall_figure(waterfall) as figure:
         drawn = svg_of(figure)
     cards = [Card(name="GPUs", value=f"{result.gpus:,}", note=result.name)]
-    for measured in waterfall.quantities:
+    for measured in (each for each in waterfall.quantities if each.headline):
         first, last = measured.known(0), measured.known(-1)
         between = f"{number(first) if first else '-'} to {number(last) if last else '-'} {measured.unit}"
         mood = "mark" if first is None or last is None else "good" if measured.better_from(first, last) else "bad"

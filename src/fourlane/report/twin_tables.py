@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fourlane.report.tables import Table, number, percent, time_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from fourlane.lanes.plan import LanePlan
     from fourlane.spec.twin import Slo, Twin
@@ -113,7 +113,7 @@ def step_table(phase: str, step: StepTime) -> Table:
     ]
     hidden = step.exchange_s - step.exposed_s
     rows.append(("travelling, not hidden", time_text(step.exposed_s), percent(step.exposed_s / whole or 0.0), ""))
-    if hidden > 0:
+    if hidden > 1e-6 * step.exchange_s:
         rows.append(("travelling, hidden", time_text(hidden), percent(hidden / whole), ""))
     streams = "one stream" if step.streams == 1 else "two streams"
     return Table(
@@ -147,9 +147,21 @@ def lanes_table(plan: LanePlan) -> Table:
 
 
 def sources_table(sources: Mapping[str, str]) -> Table:
-    """Return where figures come from."""
-    rows = tuple((name, text) for name, text in sources.items())
+    """Return where figures come from, those of one source together."""
+    named: dict[str, list[str]] = {}
+    for name, text in sources.items():
+        named.setdefault(text, []).append(name)
+    rows = tuple((_together(names), text) for text, names in named.items())
     return Table(title="Where figures come from", columns=("figure", "source"), rows=rows, left=frozenset({"source"}))
+
+
+def _together(names: Sequence[str]) -> str:
+    """Write "decode: dispatch" and "decode: combine" as "decode: dispatch, combine"."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        phase, colon, part = name.partition(": ")
+        parts.setdefault(phase if colon else "", []).append(part if colon else name)
+    return "; ".join(f"{phase}: {', '.join(each)}" if phase else ", ".join(each) for phase, each in parts.items())
 
 
 def where_from(point: OperatingPoint) -> dict[str, str]:

@@ -47,6 +47,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     better: Literal["higher", "lower"]
     none: str = "out of reach"
     """What stands where there is no value."""
+    headline: bool = True
+    """Its whole change is told beside the title."""
 
     def known(self, state: int) -> float | None:
         """Return the value at a state, None if there is none."""
@@ -129,7 +131,8 @@ def _draw_head(axes: Axes, waterfall: Waterfall) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0, 1.0, waterfall.title, fontsize=19, weight="bold", color=_DARK, va="top")
     axes.text(0, 0.42, waterfall.subtitle, fontsize=9.5, color=GREY, va="top", linespacing=1.45)
-    for place, measured in enumerate(reversed(waterfall.quantities)):
+    told = [measured for measured in waterfall.quantities if measured.headline]
+    for place, measured in enumerate(reversed(told)):
         at = 1.0 - place * 0.145
         axes.text(at, 1.0, measured.title.partition(",")[0], fontsize=9, color=GREY, ha="right", va="top")
         text, colour = overall(measured), _overall_colour(measured)

@@ -47,9 +47,11 @@ def test_times_are_written_in_the_unit_that_suits_them() -> None:
     assert [time_text(seconds) for seconds in given] == ["3.21 s", "45.6 ms", "7.89 us", "0 ms", "-", "-"]
 
 
-def test_every_source_is_named_once() -> None:
+def test_figures_of_one_source_are_told_together() -> None:
     table = sources_table(where_from(small_point()))
-    assert [row[0] for row in table.rows] == ["TTFT", "prefill: experts", "prefill: dispatch", "decode: experts"]
+    assert [row[0] for row in table.rows] == ["TTFT", "prefill: experts; decode: experts", "prefill: dispatch"]
+    three = sources_table({"decode: dispatch": "packets", "decode: combine": "packets", "kv": "packets"})
+    assert three.rows == (("decode: dispatch, combine; kv", "packets"),)
 
 
 def test_the_ladder_tells_gains_with_their_signs_and_what_was_left_out() -> None:

@@ -8,6 +8,7 @@ __all__ = ["twin"]
 
 _COMMANDS = {
     "calibrate": "Measure this machine by ranks and a service on it; write a hardware profile.",
+    "run": "Simulate a service under its load: latencies, throughput, what bounds each part.",
     "show": "Write out a twin with all that it leaves to defaults; or the catalog's names.",
 }
 
@@ -24,6 +25,8 @@ twin = LazyGroup(
       fourlane twin show                          the catalog
       fourlane twin show deepseek-h800            every field of one of its twins
       fourlane twin show deepseek-h800 > my.toml  a file to start from
+      fourlane twin run my.toml -o found          requests one by one; tables and a page
+      fourlane twin run my.toml --steady          the steady state in closed form, at once
 
     Exit codes: 0 fine, 1 a check did not pass, 2 a file or option is wrong, 3 this machine lacks something,
     130 interrupted.

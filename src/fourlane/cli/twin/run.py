@@ -1,0 +1,200 @@
+"""`fourlane twin run`: a service simulated under its load."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fourlane.errors import CheckFailed, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fourlane.report.page import Page
+    from fourlane.report.tables import Table
+    from fourlane.twin.assembly_parts import Assembly
+    from fourlane.twin.cluster_use import ClusterUse
+    from fourlane.twin.serving.results import ServingResults
+
+__all__ = ["run"]
+
+EXAMPLES = """\b
+Examples:
+  fourlane twin run deepseek-512                           requests, one by one
+  fourlane twin run deepseek-512 -o found                  writes found/index.html and results.json
+  fourlane twin run deepseek-512 -o found --window 10s..10.2s    and found/window.pftrace, for ui.perfetto.dev
+  fourlane twin run mine.toml --steady                     the steady state in closed form, at once
+  fourlane twin run mine.toml --steady --set workload.rate=    ... at the greatest rate within the SLO
+"""
+_WINDOW = re.compile(r"(.+?)\.\.(.+)")
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("file")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field; again for more.")
+@click.option("--steady", is_flag=True, help="The steady state in closed form, without simulating requests.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write page and figures.")
+@click.option("--window", metavar="FROM..TO", help="Write a Perfetto trace of this time, such as 10s..10.2s.")
+@click.option("--check", is_flag=True, help="Exit with status 1 if the SLO is not met.")
+def run(*, file: str, overrides: tuple[str, ...], steady: bool, output: Path | None, **options: object) -> None:
+    """Simulate a service under its load: latencies, throughput, what bounds each part, and where every figure is from.
+
+    FILE is a twin file, or a name of the catalog (`fourlane twin show`). Where exchange times are not known yet they
+    are simulated packet by packet first, and kept for the next time.
+    """
+    from fourlane.cli.fabric.run import make_folder
+    from fourlane.cli.twin.progress import work_bar
+    from fourlane.spec.load import load_twin
+    from fourlane.twin.assembly import assemble
+
+    window = _window(options["window"], output=output, steady=steady)
+    twin = load_twin(file, overrides=overrides)
+    if output is not None:
+        make_folder(output)
+    with work_bar("{done:,} of {total:,} packet runs") as show:
+        assembly = assemble(twin, progress=show)
+    use = _links(assembly)
+    if steady:
+        met = _steady(assembly, use, output, as_json=bool(options["as_json"]))
+    else:
+        met = _simulated(assembly, use, output, window, as_json=bool(options["as_json"]))
+    if options["check"] and not met:
+        raise CheckFailed("the SLO is not met")
+
+
+def _window(text: object, *, output: Path | None, steady: bool) -> tuple[float, float] | None:
+    """Read --window, in seconds.
+
+    Raises:
+        SpecError: it is none, or there is nowhere to write it, or nothing to write.
+    """
+    from fourlane.units import Duration
+
+    if text is None:
+        return None
+    if output is None or steady:
+        raise SpecError("--window: expected -o FOLDER beside it, and requests simulated (no --steady)")
+    match = _WINDOW.fullmatch(str(text))
+    if match is None:
+        raise SpecError(f'--window: expected two times such as "10s..10.2s", got "{text}"')
+    try:
+        begin, end = (Duration.parse(part).seconds for part in match.groups())
+    except ValueError as error:
+        raise SpecError(f"--window: {error}") from error
+    if end <= begin:
+        raise SpecError(f'--window: expected the second time after the first, got "{text}"')
+    return begin, end
+
+
+def _links(assembly: Assembly) -> ClusterUse | None:
+    """Return what all traffic of the service does to itself; None where no network is simulated."""
+    from fourlane.cli.progress_bar import steps_bar
+    from fourlane.twin.cluster_use import cluster_use, load_of
+    from fourlane.twin.exchange.table import ExchangeTable
+    from fourlane.twin.operating_point import operating_point
+
+    if not all(isinstance(model.exchange, ExchangeTable) for model in assembly.phases().values()):
+        return None
+    with steps_bar() as show:
+
+        def told(done: int, total: int) -> None:
+            show(done, total, "rates of the whole cluster")
+
+        return cluster_use(assembly, load_of(assembly, operating_point(assembly)), progress=told)
+
+
+def _steady(assembly: Assembly, use: ClusterUse | None, output: Path | None, *, as_json: bool) -> bool:
+    """Tell the steady state; return whether it meets the SLO."""
+    from fourlane.report.cluster_tables import cluster_tables
+    from fourlane.report.twin_page import memory_table, steady_page
+    from fourlane.report.twin_tables import lanes_table, point_tables, sources_table, where_from
+    from fourlane.twin.operating_point import operating_point
+
+    point = operating_point(assembly)
+    summary = {**point.summary(), "links": None if use is None else use.summary()}
+    if output is not None:
+        _write(output, steady_page(assembly, point, use), summary)
+    if as_json:
+        _show_json(summary)
+    else:
+        tables = [*point_tables(assembly.twin, point), memory_table(assembly)]
+        tables += [*([] if use is None else cluster_tables(use)), lanes_table(assembly.plan)]
+        _print(assembly, [*tables, sources_table({**assembly.sources, **where_from(point)})], point.slo.says)
+    return point.slo.met
+
+
+def _simulated(
+    assembly: Assembly,
+    use: ClusterUse | None,
+    output: Path | None,
+    window: tuple[float, float] | None,
+    *,
+    as_json: bool,
+) -> bool:
+    """Simulate requests and tell what came of them; return whether the SLO was met."""
+    from fourlane.cli.twin.progress import work_bar
+    from fourlane.report.cluster_tables import cluster_tables
+    from fourlane.report.serving_page import serving_page
+    from fourlane.report.serving_tables import against_steady_table, serving_tables
+    from fourlane.report.twin_page import memory_table
+    from fourlane.report.twin_tables import lanes_table, sources_table
+    from fourlane.twin.operating_point import operating_point
+    from fourlane.twin.serving.simulation import simulate
+
+    with work_bar("{done:,} of {total:,} requests") as show:
+        results = simulate(assembly, progress=show)
+    recorded = assembly.twin.workload.trace is not None
+    point = operating_point(assembly, rate=results.rate if recorded else None)
+    summary = {**results.summary(), "links": None if use is None else use.summary()}
+    if output is not None:
+        _write(output, serving_page(results, point, use), summary)
+        if window is not None:
+            _write_window(results, window, output)
+    if as_json:
+        _show_json(summary)
+    else:
+        tables = [*serving_tables(results), against_steady_table(results, point), memory_table(assembly)]
+        tables += [*([] if use is None else cluster_tables(use)), lanes_table(assembly.plan)]
+        tables.append(sources_table(results.sources))
+        _print(assembly, tables, f"{results.description}; simulated in {results.seconds:.1f} s")
+    return results.attainment.met
+
+
+def _print(assembly: Assembly, tables: Iterable[Table], says: str) -> None:
+    from fourlane.report.tables import console, print_table
+    from fourlane.report.twin_page import service_line
+
+    out = console(width=200)
+    out.print(service_line(assembly.twin), markup=False, soft_wrap=True)
+    out.print(says, markup=False, soft_wrap=True)
+    for table in tables:
+        out.print()
+        print_table(out, table)
+
+
+def _show_json(summary: Mapping[str, object]) -> None:
+    from fourlane.cli.experts.inputs import show_json
+
+    show_json(summary)
+
+
+def _write(output: Path, page: Page, summary: Mapping[str, object]) -> None:
+    from fourlane.report.page import write_page
+    from fourlane.report.tables import write_json
+
+    write_page(output / "index.html", page)
+    write_json(output / "results.json", summary)
+    click.echo(f"written: {output}/index.html, results.json", file=sys.stderr)
+
+
+def _write_window(results: ServingResults, window: tuple[float, float], output: Path) -> None:
+    from fourlane.report.perfetto import write_trace
+    from fourlane.report.serving_trace import window_tracks
+
+    write_trace(output / "window.pftrace", window_tracks(results, *window))
+    click.echo(f"written: {output}/window.pftrace, for https://ui.perfetto.dev", file=sys.stderr)
