@@ -162,7 +162,10 @@ class PublishedServing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class GroupedGemms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Published times of a layer's grouped GEMMs in decode, by degree of expert parallelism."""
+    """Published times of a layer's grouped GEMMs in decode, by degree of expert parallelism.
+
+    `tokens` of all ranks together; `exponent` of the power law by which experts are chosen in the second list.
+    """
 
     tokens: int
     experts: int
@@ -170,6 +173,7 @@ class GroupedGemms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hidden: int
     expert_inner: int
     gpu: str
+    exponent: float
     ranks: tuple[int, ...]
     uniform_ms: tuple[float, ...]
     power_law_ms: tuple[float, ...]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fourlane.policy.overlap_order import Interval, OverlapOrder
     from fourlane.policy.stages import Stage
     from fourlane.spec.architecture import Architecture
+    from fourlane.spec.efficiencies import Efficiencies
     from fourlane.twin.times import BalanceCurve, ExchangeTimes, GroupLoad, KernelTimes, Phase, StepTime
 
 __all__ = ["StepFigures", "StepModel", "step_figures", "tokens_per_step"]
@@ -49,13 +50,13 @@ class StepFigures:
     source: str = "assumed: none"
 
 
-def step_figures(phase: Phase, gpu: str, assumptions: Assumptions) -> StepFigures:
-    """Return the figures of a GPU of the catalog, where the assumptions do not say otherwise.
+def step_figures(phase: Phase, gpu: str, assumptions: Assumptions, reached: Efficiencies | None = None) -> StepFigures:
+    """Return the figures of a GPU of the catalog, or those given, where the assumptions do not say otherwise.
 
     Raises:
         SpecError: the catalog has no such GPU.
     """
-    reached = efficiencies(gpu)
+    reached = reached or efficiencies(gpu)
     shares = {
         "prefill": (assumptions.sm_share_prefill, reached.sm_share_prefill),
         "decode": (assumptions.sm_share_decode, reached.sm_share_decode),

@@ -33,12 +33,13 @@ from fourlane.twin.fabric.topology import NVLINK
 from fourlane.units import Duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from fourlane.spec.cluster import Cluster
     from fourlane.twin.fabric.expert_traffic import ExpertTraffic
+    from fourlane.twin.fabric.parallel import ManyProgress
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.topology import Topology
 
@@ -162,11 +163,17 @@ def draws(row: ExchangeRow) -> int:
     return 10 if row.mode == "low-latency" and row.ranks <= 32 else 3
 
 
-def simulate_exchanges(rows: Sequence[ExchangeRow], *, processes: int | None = None) -> list[SimulatedExchange]:
+def simulate_exchanges(
+    rows: Sequence[ExchangeRow],
+    *,
+    processes: int | None = None,
+    progress: Callable[[ManyProgress], object] | None = None,
+) -> list[SimulatedExchange]:
     """Simulate both operations of each row, over all draws of its routing."""
     kinds = [(row, operation) for row in rows for operation in OPERATIONS]
     exchanges = [[Exchange(row, operation, seed) for seed in range(1, draws(row) + 1)] for row, operation in kinds]
-    results = iter(run_many([each.scenario() for drawn in exchanges for each in drawn], processes=processes))
+    scenarios = [each.scenario() for drawn in exchanges for each in drawn]
+    results = iter(run_many(scenarios, processes=processes, progress=progress))
     return [_together([(each, next(results)) for each in drawn]) for drawn in exchanges]
 
 
