@@ -39,6 +39,7 @@ RUNGS: tuple[dict[str, Any], ...] = (
 """The lanes of a ladder, from its foot up; its last rung is the default."""
 POINTS: tuple[tuple[str, str, str | None, tuple[int, ...], tuple[int, ...], tuple[dict[str, Any], ...]], ...] = (
     ("deepseek-v3", "h800-ft", None, PREFILL, DECODE, ({}, {"routing": "ecmp"})),
+    ("deepseek-v3", "h800-ft", "h100", (32,), (64, 72, 128, 144), ({},)),
     ("deepseek-v3", "h800-10k", None, PREFILL, DECODE, ({}, {"routing": "ecmp"})),
     ("deepseek-v3", "h800-ft", None, (32,), (144,), RUNGS),
     ("deepseek-v3", "h800-10k", None, (32,), (144,), RUNGS),
