@@ -24,7 +24,7 @@ _COMMANDS = {
     "fabric": "Simulate the network packet by packet; show its topology and its latency.",
     "lab": "Show on this one machine what each lane does, with real packets.",
     "lanes": "Plan what each class of traffic gets; prove it, and render it to every device.",
-    "plan": "Write the files that launch a planned service on fourlane, SGLang or vLLM.",
+    "plan": "Plan a service for model, GPUs, load and SLO; write the files that launch it.",
     "serve": "Serve a model: start the ranks and answer HTTP until Ctrl-C.",
     "twin": "Simulate a whole service on its cluster: latency, throughput, what each measure brings.",
     "worker": "Run one rank of a service whose gateway runs elsewhere.",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "pareto_figure", "plot_pareto"]
 
+_NEAR = 0.03
+"""Of an axis: what is nearer is named together."""
 _FEW = 8
 """Candidates that are named in the picture, best first."""
 
@@ -92,22 +94,35 @@ def _draw(axes: Axes, candidates: Sequence[Candidate], across: Sequence[float], 
         x, y = zip(*front, strict=True)
         style = "steps-pre" if more_is_better else "steps-post"
         axes.plot(x, y, color=GREEN, linewidth=1.6, label="Pareto front", zorder=1, drawstyle=style)
-    for x, each in pairs:
-        if each.row <= _FEW:
-            axes.plot([x], [each.throughput], "o", color=BLUE if each.meets else ORANGE, markersize=7)
-            axes.annotate(
-                str(each.row), (x, each.throughput), (6, 4), textcoords="offset points", fontsize=8.5, weight="bold"
-            )
-    best = next((pair for pair in pairs if pair[1].row == 1), None)
-    if best is not None:
+    axes.margins(0.14)
+    white = [withStroke(linewidth=2.5, foreground="white")]
+    for x, y, rows, meets in _named(axes, pairs):
+        axes.plot([x], [y], "o", color=BLUE if meets else ORANGE, markersize=7)
         axes.annotate(
-            best[1].label, (best[0], best[1].throughput), (0, 17), textcoords="offset points", fontsize=8, color=GREY,
-            ha="center", path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            ", ".join(map(str, rows)), (x, y), (6, 4), textcoords="offset points", fontsize=8.5, weight="bold",
+            path_effects=white,
         )  # fmt: skip
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
-    axes.margins(0.12)
+    best = next((each for each in candidates if each.row == 1), None)
+    if best is not None:
+        axes.text(0.02, 0.03, f"1: {best.label}", transform=axes.transAxes, color=GREY, path_effects=white)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+
+
+def _named(axes: Axes, pairs: Sequence[tuple[float, Candidate]]) -> list[tuple[float, float, list[int], bool]]:
+    """Return where the first candidates are, those that lie on each other together: x, y, rows, whether one meets."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    groups: list[tuple[float, float, list[int], bool]] = []
+    for x, each in pairs:
+        if each.row > _FEW:
+            continue
+        for place, (other_x, other_y, rows, meets) in enumerate(groups):
+            near = abs(x - other_x) < _NEAR * (right - left) and abs(each.throughput - other_y) < _NEAR * (high - low)
+            if near:
+                groups[place] = (other_x, other_y, [*rows, each.row], meets or each.meets)
+                break
+        else:
+            groups.append((x, each.throughput, [each.row], each.meets))
+    return groups
 
 
 def _front(points: Sequence[tuple[float, float]], *, more_is_better: bool) -> list[tuple[float, float]]:

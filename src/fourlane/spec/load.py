@@ -20,7 +20,19 @@ from fourlane.spec.writing import render
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["cautions", "load", "load_cluster", "load_deployment", "load_twin", "parse", "render", "twins"]
+    from fourlane.spec.plan import PlanSpec
+
+__all__ = [
+    "cautions",
+    "load",
+    "load_cluster",
+    "load_deployment",
+    "load_plan_spec",
+    "load_twin",
+    "parse",
+    "render",
+    "twins",
+]
 
 S = TypeVar("S", bound=msgspec.Struct)
 _CATALOG = Path(__file__).parent / "catalog"
@@ -96,17 +108,43 @@ def load_twin(path: str | Path, *, overrides: Sequence[str] = ()) -> Twin:
 
     file = _file_of(path, "twin")
     data = _read_toml(file)
-    for key in ("model", "cluster", "hardware"):
-        _find_beside(file, data, key, like_a_file=True)
-    _find_beside(file, data.get("lanes"), "plan")
-    _find_beside(file, data.get("experts"), "popularity", like_a_file=True)
-    _find_beside(file, data.get("workload"), "trace")
+    _find_named(file, data)
     changed = _apply(data, overrides)
     twin, faults = read_struct(Twin, data)
     if twin is not None:
         faults += _unrelated(twin_faults(twin), faults)
     _refuse(faults, file.name, changed)
     return twin
+
+
+def load_plan_spec(path: str | Path, *, overrides: Sequence[str] = ()) -> PlanSpec:
+    """Read what is to be planned; a bare name such as "deepseek-512" is one of the catalog's.
+
+    Files that it names are found as those of a twin.
+
+    Raises:
+        SpecError: with every fault of the file and the overrides.
+    """
+    from fourlane.spec.plan import PlanSpec, plan_faults
+
+    file = _file_of(path, "plan")
+    data = _read_toml(file)
+    _find_named(file, data)
+    changed = _apply(data, overrides)
+    spec, faults = read_struct(PlanSpec, data)
+    if spec is not None:
+        faults += _unrelated(plan_faults(spec), faults)
+    _refuse(faults, file.name, changed)
+    return spec
+
+
+def _find_named(file: Path, data: dict[str, Any]) -> None:
+    """Make the files that a twin or a plan names relative to its own folder."""
+    for key in ("model", "cluster", "hardware"):
+        _find_beside(file, data, key, like_a_file=True)
+    _find_beside(file, data.get("lanes"), "plan")
+    _find_beside(file, data.get("experts"), "popularity", like_a_file=True)
+    _find_beside(file, data.get("workload"), "trace")
 
 
 def twins() -> list[str]:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
+from fourlane import policy
 from fourlane.errors import SpecError
 from fourlane.policy.load_generator import PRESETS, ModelShape, leaning_batch, leaning_counts, zipf
 from fourlane.policy.placement import linear_placement, place_experts
 from fourlane.policy.token_split import split_equally, split_tokens
 from fourlane.spec.expert_files import read_loads
+from fourlane.twin.exchange.cache import keep, kept, key_of
 from fourlane.twin.times import RankShare
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ __all__ = ["TOKENS", "DrawnBalance", "ForcedBalance", "expert_balance", "physica
 TOKENS = (0.25, 1, 4, 16, 64, 256, 1024, 8192)
 """Tokens a rank for which batches are drawn; between them the excess over 1 is a straight line in their logarithm."""
 LAYERS, BATCHES, SMALL_BATCHES = 8, 2, 8
+_KIND = "expert-balance"
 _DRAWN_ONE_BY_ONE = 1 << 19  # tokens x experts of a batch up to which every token is drawn
 
 
@@ -136,6 +140,13 @@ def expert_balance(
     )
 
 
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A balance as the cache holds it."""
+
+    key: str
+    balance: DrawnBalance
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     ranks: int
@@ -145,7 +156,27 @@ class _Group:
 
 
 @lru_cache(maxsize=512)
-def _balance(group: _Group, shape: ModelShape, experts: Experts, phase: Phase, seed: int, _file: str) -> DrawnBalance:
+def _balance(group: _Group, shape: ModelShape, experts: Experts, phase: Phase, seed: int, file: str) -> DrawnBalance:
+    """Draw it, or take it from the cache, which knows it by all it depends on."""
+    key = key_of([_made_by(), asdict(group), asdict(shape), experts, phase, seed, file])
+    held = kept(_KIND, key, _Kept)
+    if held is None:
+        held = _Kept(key=key, balance=_drawn(group, shape, experts, phase, seed))
+        keep(_KIND, key, held)
+    return held.balance
+
+
+@cache
+def _made_by() -> str:
+    """Return a digest of the code that draws, places and splits."""
+    folder = Path(policy.__file__).parent
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _drawn(group: _Group, shape: ModelShape, experts: Experts, phase: Phase, seed: int) -> DrawnBalance:
     rng = np.random.default_rng([seed, 0 if phase == "prefill" else 1])
     load_LE, popularity = _popularity(experts.popularity, shape, phase, rng)
     placement = _placement(load_LE, group, experts, seed)

@@ -6,6 +6,7 @@ networks are those of `fourlane.twin.fabric.compare`. Not for what a lane plan i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -83,7 +84,7 @@ def lanes_case(lanes: Lanes, cluster: Cluster, plan: LanePlan | None = None) -> 
     Raises:
         SpecError: the plan cannot be read or has no expert or KV lane; KV is to go on a network that is not there.
     """
-    found = plan or (load_plan(lanes.plan) if lanes.plan is not None else default_plan(cluster))
+    found = plan or (load_plan(lanes.plan) if lanes.plan is not None else _default(cluster))
     missing = [kind.value for kind in (TrafficClass.EXPERT, TrafficClass.KV) if kind not in found.classes]
     if missing:
         raise SpecError(f"lanes.plan: classes: expected a lane for {' and '.join(missing)}; {found.name} has none")
@@ -97,6 +98,12 @@ def lanes_case(lanes: Lanes, cluster: Cluster, plan: LanePlan | None = None) -> 
     )
 
 
+@lru_cache(maxsize=16)
+def _default(cluster: Cluster) -> LanePlan:
+    """Return a cluster's default plan; many twins are on the same one."""
+    return default_plan(cluster)
+
+
 def _with_kv_on(plan: LanePlan, network: NetworkName | None, cluster: Cluster) -> LanePlan:
     """Return a plan whose KV lane is on a network: as the default plan of a cluster with, or without, a DCN has it."""
     if network == "dcn" and cluster.dcn is None:
@@ -106,7 +113,7 @@ def _with_kv_on(plan: LanePlan, network: NetworkName | None, cluster: Cluster) -
         if lane.network == "dcn" and cluster.dcn is None:
             raise SpecError(f"lanes.plan: classes.kv.network: expected hpn, {cluster.name} has no other, got dcn")
         return plan
-    alike = default_plan(cluster if network == "dcn" else msgspec.structs.replace(cluster, dcn=None))
+    alike = _default(cluster if network == "dcn" else msgspec.structs.replace(cluster, dcn=None))
     moved = {name: getattr(alike.classes[TrafficClass.KV], name) for name in _PLACED}
     kv = msgspec.structs.replace(lane, **moved)
     return msgspec.structs.replace(plan, classes={**plan.classes, TrafficClass.KV: kv})
