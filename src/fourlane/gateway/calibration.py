@@ -43,7 +43,7 @@ from fourlane.twin.measured_times import PassLoad, pass_seconds, seconds_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fourlane.gateway.live_steps import Gap
+    from fourlane.gateway.live_steps import Gap, LivePrompts
     from fourlane.spec.architecture import Architecture
     from fourlane.spec.deployment import Deployment, Pool
 
@@ -318,33 +318,33 @@ class _Live:
         counts = [1, *(self._ranks * each for each in (1, 3, 6, 12, 20) if each <= most)]
         if self._ranks == 1:
             counts = counts[1:]
-        found: list[float] = []
-        hand_offs: list[float] = []
-        for sequences in counts:
-            self._show(f"the service decodes {sequences} sequences")
-            beyond = []
-            for _ in range(self._effort.rounds):
+        beyond: dict[int, list[float]] = {sequences: [] for sequences in counts}
+        hand_offs = list[float]()
+        for _ in range(self._effort.rounds):
+            for sequences in counts:
+                self._show(f"the service decodes {sequences} sequences")
                 gaps = await live.decoding(sequences, prompt=32, output=self._effort.output)
-                beyond.append(self._beyond(phase, sequences, gaps))
-                hand_offs.append(live.first_gap_s - statistics.fmean(gap.seconds for gap in gaps))
-            found.append(max(0.0, min(beyond)))
-        beside = MeasuredPart(rows=tuple(map(float, counts)), seconds=tuple(found))
-        hand_off_s = max(0.0, min(hand_offs[: self._effort.rounds]))
-        return msgspec.structs.replace(phase, beside=beside), hand_off_s
+                beyond[sequences].append(self._beyond(phase, sequences, gaps))
+                if sequences == counts[0]:
+                    hand_offs.append(live.first_gap_s - statistics.fmean(gap.seconds for gap in gaps))
+        seconds = tuple(max(0.0, min(found)) for found in beyond.values())
+        beside = MeasuredPart(rows=tuple(map(float, counts)), seconds=seconds)
+        return msgspec.structs.replace(phase, beside=beside), max(0.0, statistics.median(hand_offs))
 
     async def _prefill(self, live: LiveService) -> tuple[MeasuredPhase, float]:
         """Return prefill's times with what its steps take beyond passes, and what a request waits for besides."""
         phase = self._phases["prefill"]
         most = min(self._deployment.prefill.chunk_tokens if self._deployment.prefill else 1, self._longest - 2)
         sizes = sorted({most, *(size for size in (16, 48, 192, 384, 1536) if size < most)})
-        beyond, waits = list[float](), list[float]()
-        for size in sizes:
-            self._show(f"the service computes prompts of {size} tokens")
-            runs = [await live.prompts(size, self._effort.prompts) for _ in range(self._effort.rounds)]
-            best = min(runs, key=lambda run: run.ttft_s)
-            beyond.append(max(0.0, best.step_s - self._prompt_pass(phase, size, 1)))
-            waits.append(best.ttft_s - best.step_s)
-        beside = MeasuredPart(rows=tuple(map(float, sizes)), seconds=tuple(beyond))
+        runs: dict[int, list[LivePrompts]] = {size: [] for size in sizes}
+        for _ in range(self._effort.rounds):
+            for size in sizes:
+                self._show(f"the service computes prompts of {size} tokens")
+                runs[size].append(await live.prompts(size, self._effort.prompts))
+        best = {size: min(found, key=lambda run: run.ttft_s) for size, found in runs.items()}
+        seconds = tuple(max(0.0, run.step_s - self._prompt_pass(phase, size, 1)) for size, run in best.items())
+        beside = MeasuredPart(rows=tuple(map(float, sizes)), seconds=seconds)
+        waits = [run.ttft_s - run.step_s for run in best.values()]
         return msgspec.structs.replace(phase, beside=beside), statistics.median(waits)
 
     def _prompt_pass(self, phase: MeasuredPhase, tokens: int, prompts: int) -> float:
@@ -356,8 +356,13 @@ class _Live:
         self, live: LiveService, prefill: MeasuredPhase, decode: MeasuredPhase, arrive_s: float
     ) -> Crowding:
         """Return how many times as long steps of either phase take beside steps of the other."""
-        lone = await self._crowded(live, prefill, decode, arrive_s, 1)
-        both = await self._crowded(live, prefill, decode, arrive_s, self._ranks) if self._ranks > 1 else lone
+        found: dict[int, list[tuple[float, float]]] = {at_once: [] for at_once in sorted({1, self._ranks})}
+        for _ in range(self._effort.rounds):
+            for at_once, factors in found.items():
+                self._show(f"the service decodes beside prompts, {at_once} at a time")
+                factors.append(await self._crowded(live, prefill, decode, arrive_s, at_once))
+        best = {at_once: min(factors, key=lambda pair: pair[0] * pair[1]) for at_once, factors in found.items()}
+        lone, both = best[1], best[self._ranks]
         return Crowding(prefill=both[0], decode=both[1], prefill_lone=lone[0], decode_lone=lone[1])
 
     async def _crowded(
@@ -365,17 +370,12 @@ class _Live:
     ) -> tuple[float, float]:
         sequences, tokens = 3 * self._ranks, min(160, self._longest // 4)
         alone_s = self._prompt_pass(prefill, tokens, at_once) + seconds_of(prefill.beside, tokens)
-        found = []
-        for _ in range(self._effort.rounds):
-            self._show(f"the service decodes beside prompts, {at_once} at a time")
-            crowded = await live.crowded(sequences, at_once, prompt=tokens, context=32, seconds=self._effort.crowded_s)
-            prefill_s = statistics.fmean(crowded.ttft_s) - arrive_s
-            stepping = min(1.0, prefill_s * len(crowded.ttft_s) / at_once / (crowded.end_s - crowded.begin_s))
-            pace = [self._pace(decode, sequences, gaps) for gaps in (crowded.alone, crowded.beside)]
-            speed = pace[1] / pace[0]  # of steps, over the time with prompts
-            while_stepping = (speed - (1 - stepping)) / stepping
-            found.append((max(1.0, prefill_s / alone_s), max(1.0, 1 / max(0.05, while_stepping))))
-        return min(found, key=lambda factors: factors[0] * factors[1])
+        crowded = await live.crowded(sequences, at_once, prompt=tokens, context=32, seconds=self._effort.crowded_s)
+        prefill_s = statistics.fmean(crowded.ttft_s) - arrive_s
+        stepping = min(1.0, prefill_s * len(crowded.ttft_s) / at_once / (crowded.end_s - crowded.begin_s))
+        alone, beside = (self._pace(decode, sequences, gaps) for gaps in (crowded.alone, crowded.beside))
+        while_stepping = (beside / alone - (1 - stepping)) / stepping
+        return max(1.0, prefill_s / alone_s), max(1.0, 1 / max(0.05, while_stepping))
 
     def _pace(self, decode: MeasuredPhase, sequences: int, gaps: Sequence[Gap]) -> float:
         """Return how quick steps were, against what they take with nothing beside them."""
