@@ -45,11 +45,13 @@ class LivePrompts:
     """Prompts that were computed one after the other, with one token each for an answer.
 
     Units:
-        ttft_s: until a prompt's token came; step_s: of that in the rank's step.
+        ttft_s: until a prompt's token came; step_s: of that in the rank's step; host_s: processor time of gateway and
+        client.
     """
 
     ttft_s: float
     step_s: float
+    host_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,6 @@ class LiveService:
         self._drawn = 0
         self.longest = 1024
         """Tokens of a sequence that every rank can hold."""
-        self.tokens = 0
-        """Tokens it has answered."""
         self.first_gap_s = 0.0
         """Between first and second token of the sequences decoded last, on average."""
 
@@ -95,13 +95,22 @@ class LiveService:
         """Compute prompts of so many tokens one after the other."""
         await self._send(self._requests(1, tokens, 1), 1)
         before = await self._prefill_steps()
+        host_s = time.process_time()
         _, records = await self._send(self._requests(requests, tokens, 1), 1)
+        host_s = time.process_time() - host_s
         after = await self._prefill_steps()
         steps = max(after[rank][0] - before[rank][0] for rank in after)
         if steps < requests:
             raise EngineError(f"calibration: prefill ranks told of {steps} steps for {requests} prompts")
         seconds = [(after[rank][1] - before[rank][1]) / requests for rank in after]
-        return LivePrompts(statistics.fmean(_ttft(record) for record in records), max(seconds))
+        return LivePrompts(statistics.fmean(_ttft(record) for record in records), max(seconds), host_s / requests)
+
+    async def burst(self, prompts: int, *, tokens: int) -> int:
+        """Send prompts at once to a service that does nothing, and return how many of them its first step had."""
+        await asyncio.sleep(_WARM_S)
+        _, records = await self._send(self._requests(prompts, tokens, 1), prompts)
+        times = sorted(_ttft(record) for record in records)
+        return sum(each < times[0] + (times[-1] - times[0]) / 2 for each in times) if prompts > 1 else 1
 
     async def crowded(self, sequences: int, at_once: int, *, prompt: int, context: int, seconds: float) -> Crowded:
         """Decode sequences, after a while beside prompts of so many tokens, so many at once.
@@ -147,7 +156,6 @@ class LiveService:
         failed = [record.error for record in records if record.error is not None]
         if failed:
             raise CheckFailed(f"calibration: {len(failed)} of {len(records)} requests failed, the first: {failed[0]}")
-        self.tokens += sum(record.output_tokens for record in records)
         return began, records
 
     def _gaps(self, records: list[Record], began: float, prompt: int, *, after: float, cut: bool = False) -> list[Gap]:

@@ -86,17 +86,32 @@ class Crowding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prefill_lone: float
     decode_lone: float
 
+    def factor(self, phase: Literal["prefill", "decode"], evenness: float, ranks: int) -> float:
+        """Return how many times as long a step of a phase takes.
+
+        Args:
+            phase: whose step.
+            evenness: of the prefill unit's, what its mean rank computes as a share of what the fullest does.
+            ranks: of the prefill unit.
+        """
+        alone = 1 / ranks
+        share = 1.0 if ranks == 1 else min(1.0, max(0.0, (evenness - alone) / (1 - alone)))
+        lone, all_s = (self.prefill_lone, self.prefill) if phase == "prefill" else (self.decode_lone, self.decode)
+        return lone + (all_s - lone) * share
+
 
 class MeasuredOverheads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a request waits for beside steps and KV; nothing by default.
 
     Units:
         arrive_s: seconds from sending a request until a prefill rank may compute it, pages reserved, and from its first
-        token until the client has it; token_host_s: processor time of gateway and client for each token, to be known.
+        token until the client has it; request_host_s: of that, how long gateway and client are busy with it;
+        wake_s: of that, from when an idle prefill unit gets a prompt until its step begins with all that have come.
     """
 
     arrive_s: float = 0.0
-    token_host_s: float = 0.0
+    request_host_s: float = 0.0
+    wake_s: float = 0.0
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from fourlane.twin.exchange.setting import exchange_setting
 from fourlane.twin.expert_balance import expert_balance
 from fourlane.twin.kernel_times import RooflineTimes
 from fourlane.twin.kv_path import kv_path
+from fourlane.twin.measured_assembly import assemble_measured, names_profile
 from fourlane.twin.memory import memory_use
 from fourlane.twin.steady.request_mix import longest
 from fourlane.twin.step_model import StepModel, step_figures, tokens_per_step
@@ -60,6 +61,8 @@ def assemble(twin: Twin, *, progress: Callable[[Any], object] | None = None, pro
         SimulationError: a packet run did not end.
     """
     _refuse(twin, twin_faults(twin))
+    if names_profile(twin):
+        return assemble_measured(twin, load_architecture(twin.model), load_cluster(twin.cluster))
     architecture, cluster, gpu = named_parts(twin)
     _refuse(twin, placed_faults(twin, architecture, cluster))
     lanes = lanes_case(twin.lanes, cluster)

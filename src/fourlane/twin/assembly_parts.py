@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fourlane.policy.overlap_order import Interval
     from fourlane.spec.architecture import Architecture
     from fourlane.spec.cluster import Cluster
+    from fourlane.spec.hardware_profile import Crowding
     from fourlane.spec.twin import Twin, TwinPool
     from fourlane.twin.times import BalanceCurve, ExchangeTimes, GroupLoad, Phase, StepTime
 
@@ -106,8 +107,8 @@ class Overheads:
         arrive_s: from the client's sending to the gateway's choice of ranks: HTTP, template, tokenizing.
         reserve_s: to the decode rank and back, for pages.
         deliver_s: from a rank's sampling to the client's reading.
-        request_host_s, token_host_s, message_host_s: processor time of gateway and client for each request, token and
-            step that tells tokens, which on a host whose `cores` ranks share they take from the ranks.
+        request_host_s: of `arrive_s`, how long gateway and client are busy with it; others wait for a part of that.
+        wake_s: of `arrive_s`, from when an idle prefill unit gets a prompt until it begins with all that have come.
         source: in words.
     """
 
@@ -115,8 +116,7 @@ class Overheads:
     reserve_s: float = 0.0
     deliver_s: float = 0.0
     request_host_s: float = 0.0
-    token_host_s: float = 0.0
-    message_host_s: float = 0.0
+    wake_s: float = 0.0
     source: str = "assumed: none"
 
 
@@ -167,6 +167,7 @@ class Assembly:
         tokens_per_step: tokens a decoding sequence gets in a step; more than 1 where drafted ones are accepted.
         overheads: of a request.
         cores: processors that the ranks of all units share (a host without GPUs); None: every rank has its own.
+        crowding: how units of both phases slow each other down on them, where that was measured.
         sources: of whatever has no source of its own, by name.
     """
 
@@ -182,6 +183,7 @@ class Assembly:
     tokens_per_step: float = 1.0
     overheads: Overheads = field(default_factory=Overheads)
     cores: int | None = None
+    crowding: Crowding | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
     def phases(self) -> dict[Phase, PhaseModel]:

@@ -86,7 +86,8 @@ def _tables(profile: HardwareProfile) -> list[Table]:
         ("from request to prefill, and back", _us(profile.overheads.arrive_s)),
         ("hand-off to decode", _us(profile.kv.latency_s)),
         ("KV", f"{profile.kv.bytes_per_s / 1e9:.2f} GB/s, {profile.kv.transport}"),
-        ("gateway and client, a token", _us(profile.overheads.token_host_s)),
+        ("of gateway and client, a request", _us(profile.overheads.request_host_s)),
+        ("until an idle unit begins", _us(profile.overheads.wake_s)),
     ]
     if crowd is not None:
         values.append(("prefill beside decode", f"x {crowd.prefill:.2f}, one rank x {crowd.prefill_lone:.2f}"))

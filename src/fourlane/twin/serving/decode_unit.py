@@ -148,6 +148,11 @@ class DecodeUnit:
         return self._leap.record.exchanging if self._leap is not None and not self.paused else 0.0
 
     @property
+    def evenness(self) -> float:
+        """Return the rows of the mean rank as a share of those of the fullest."""
+        return self._leap.record.mean / self._leap.record.rows if self._leap is not None else 1.0
+
+    @property
     def sequences(self) -> int:
         """Return the sequences that decode."""
         return int(self._rows_G.sum())
@@ -267,7 +272,7 @@ class DecodeUnit:
                 self._host.changed()
             return
         self._host.changed()
-        self._leap.speed = self._host.speed
+        self._leap.speed = self._host.speed(self)
         self._turn_later(self._leap.steps)
 
     def _close_leap(self, steps: int | None = None) -> None:

@@ -74,6 +74,7 @@ class PrefillUnit:
         names: of prompts' pages.
         around: what all units share.
         computed: called with each part computed, and from when to when.
+        wake_s: from when it gets a prompt, having nothing to do, until it begins with all that have come by then.
     """
 
     phase: Phase = "prefill"
@@ -87,6 +88,7 @@ class PrefillUnit:
         names: PromptNames,
         around: Surroundings,
         computed: Callable[[Part, float, float], None],
+        wake_s: float = 0.0,
     ) -> None:
         self.index = index
         self.ranks = model.pool.ranks
@@ -103,6 +105,8 @@ class PrefillUnit:
         self._step: Progress | None = None
         self._speed = 1.0
         self._version = 0
+        self._wake_s = wake_s
+        self._waking = False
 
     @property
     def stepping(self) -> bool:
@@ -113,6 +117,11 @@ class PrefillUnit:
     def exchanging(self) -> float:
         """Return the share of time, at this moment, in which it exchanges."""
         return self._step.record.exchanging if self._step is not None and not self.paused else 0.0
+
+    @property
+    def evenness(self) -> float:
+        """Return the tokens of the mean rank as a share of those of the fullest."""
+        return self._step.record.mean / self._step.record.tokens if self._step is not None else 1.0
 
     @property
     def held_pages(self) -> int:
@@ -161,7 +170,17 @@ class PrefillUnit:
     # steps
 
     def wake(self) -> None:
-        """Begin a step, if none is under way and there is something to compute."""
+        """Begin a step, if none is under way and there is something to compute; idle ranks take a moment to wake."""
+        if self._step is not None or self.paused or not self._busy:
+            return
+        if not self._wake_s:
+            self._begin()
+        elif not self._waking:
+            self._waking = True
+            self._clock.at(self._clock.now + self._wake_s, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = False
         if self._step is None and not self.paused and self._busy:
             self._begin()
 
@@ -216,7 +235,7 @@ class PrefillUnit:
         self._step = Progress(parts, record, now, now, seconds)
         self._speed = 1.0
         self._host.changed()
-        self._speed = self._host.speed
+        self._speed = self._host.speed(self)
         self._finish_later(self._step)
 
     def _record(self, parts: list[Part]) -> PrefillStep:

@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from fourlane.twin.serving.prefill_unit import Part
     from fourlane.twin.times import Phase
 
-__all__ = ["Service", "ServingProgress", "simulate"]
+__all__ = ["DISPATCHED", "Service", "ServingProgress", "simulate"]
 
 RETRY_S = 0.1
 """Wait before the first retry, as the gateway's `Limits` have it."""
+DISPATCHED = 0.25
+"""Of the time that gateway and client are busy with a request, what passes until they turn to the next one: once when
+it comes, and once when its pages are reserved and its prompt is sent on."""
 _TELL_S = 0.2
 _TELL_EVENTS = 512
 
@@ -81,7 +84,7 @@ class Service:
         self.assembly = assembly
         self.load = request_load(twin.workload, block_size=twin.block_size, seed=twin.seed)
         self.clock, self.records, self.kv = Clock(), Records(), KvLinks(assembly)
-        self.around = Surroundings(self.clock, Host(assembly.cores), self.records)
+        self.around = Surroundings(self.clock, Host(assembly.cores, assembly.crowding), self.records)
         self._times = {phase: UnitTimes(model) for phase, model in assembly.phases().items()}
         self.slower: dict[Phase, list[float]] = {
             phase: [1.0] * model.pool.units for phase, model in assembly.phases().items()
@@ -99,6 +102,8 @@ class Service:
         self._next = 0
         self._over = 0
         self._pumping = False
+        self._host_until = 0.0
+        """When the gateway has seen to all requests that have come."""
 
     def _prefill_unit(self, index: int) -> PrefillUnit:
         return PrefillUnit(
@@ -108,6 +113,7 @@ class Service:
             names=self.load.names,
             around=self.around,
             computed=self._computed,
+            wake_s=self.assembly.overheads.wake_s,
         )
 
     def _decode_unit(self, index: int) -> DecodeUnit:
@@ -160,7 +166,18 @@ class Service:
         if request.prompt_tokens >= limit:
             self.clock.at(sequence.sent_s, self._refuse, sequence)
             return
-        self.clock.at(sequence.sent_s + self.assembly.overheads.arrive_s, self._arrive, sequence)
+        overheads, begin = self.assembly.overheads, self._turn_of_gateway(sequence.sent_s)
+        if overheads.request_host_s and self.assembly.cores is not None:
+            self.clock.at(begin, self.around.host.begin_request)
+            self.clock.at(begin + overheads.request_host_s, self.around.host.end_request)
+        later_s = overheads.wake_s + overheads.request_host_s * DISPATCHED
+        self.clock.at(begin + max(0.0, overheads.arrive_s - later_s), self._arrive, sequence)
+
+    def _turn_of_gateway(self, time: float) -> float:
+        """Return when the gateway turns to something that comes at a time: to one after the other."""
+        begin = max(time, self._host_until)
+        self._host_until = begin + self.assembly.overheads.request_host_s * DISPATCHED
+        return begin
 
     def _refuse(self, sequence: Sequence) -> None:
         limit = self.gateway.token_limit
@@ -200,7 +217,12 @@ class Service:
         if sequence.attempt != attempt or sequence.state != "reserving":
             return
         answered = self.decode_unit(sequence).reserve(sequence)
-        self.clock.at(answered + self.assembly.overheads.reserve_s / 2, self._start, sequence, attempt)
+        self.clock.at(answered + self.assembly.overheads.reserve_s / 2, self._reserved, sequence, attempt)
+
+    def _reserved(self, sequence: Sequence, attempt: int) -> None:
+        begin = self._turn_of_gateway(self.clock.now)
+        dispatch_s = self.assembly.overheads.request_host_s * DISPATCHED
+        self.clock.at(begin + dispatch_s, self._start, sequence, attempt)
 
     def _start(self, sequence: Sequence, attempt: int) -> None:
         if sequence.attempt == attempt and sequence.state == "reserving":
