@@ -166,16 +166,23 @@ class Service:
         if request.prompt_tokens >= limit:
             self.clock.at(sequence.sent_s, self._refuse, sequence)
             return
-        overheads, begin = self.assembly.overheads, self._turn_of_gateway(sequence.sent_s)
-        if overheads.request_host_s and self.assembly.cores is not None:
+        if self.assembly.overheads.request_host_s:
+            self.clock.at(sequence.sent_s, self._see_to, sequence)
+        else:
+            self.clock.at(sequence.sent_s + self.assembly.overheads.arrive_s, self._arrive, sequence)
+
+    def _see_to(self, sequence: Sequence) -> None:
+        """Let gateway and client be busy with a request that is sent now, on a core of the host."""
+        overheads, begin = self.assembly.overheads, self._turn_of_gateway()
+        if self.assembly.cores is not None:
             self.clock.at(begin, self.around.host.begin_request)
             self.clock.at(begin + overheads.request_host_s, self.around.host.end_request)
         later_s = overheads.wake_s + overheads.request_host_s * DISPATCHED
         self.clock.at(begin + max(0.0, overheads.arrive_s - later_s), self._arrive, sequence)
 
-    def _turn_of_gateway(self, time: float) -> float:
-        """Return when the gateway turns to something that comes at a time: to one after the other."""
-        begin = max(time, self._host_until)
+    def _turn_of_gateway(self) -> float:
+        """Return when the gateway turns to something that comes now: to one after the other."""
+        begin = max(self.clock.now, self._host_until)
         self._host_until = begin + self.assembly.overheads.request_host_s * DISPATCHED
         return begin
 
@@ -217,10 +224,12 @@ class Service:
         if sequence.attempt != attempt or sequence.state != "reserving":
             return
         answered = self.decode_unit(sequence).reserve(sequence)
-        self.clock.at(answered + self.assembly.overheads.reserve_s / 2, self._reserved, sequence, attempt)
+        overheads = self.assembly.overheads
+        then = self._reserved if overheads.request_host_s else self._start
+        self.clock.at(answered + overheads.reserve_s / 2, then, sequence, attempt)
 
     def _reserved(self, sequence: Sequence, attempt: int) -> None:
-        begin = self._turn_of_gateway(self.clock.now)
+        begin = self._turn_of_gateway()
         dispatch_s = self.assembly.overheads.request_host_s * DISPATCHED
         self.clock.at(begin + dispatch_s, self._start, sequence, attempt)
 
