@@ -51,6 +51,7 @@ def assemble_measured(twin: Twin, architecture: Architecture, cluster: Cluster) 
     profile = load_profile(str(twin.hardware))
     check_measured_for(profile, architecture, {phase: pool.ranks for phase, pool in twin.pools().items()})
     lanes = lanes_case(twin.lanes, cluster)
+    assert lanes.plan is not None, "a cluster has one at least by default"
     return Assembly(
         twin=twin,
         architecture=architecture,
