@@ -87,3 +87,27 @@ def test_a_window_that_cannot_be_shown_is_refused_before_anything_is_simulated(a
 
 def test_a_window_in_which_nothing_happens_is_refused(tmp_path: Path) -> None:
     assert "nothing happened between" in run("run", *QUICK, "-o", tmp_path, "--window", "1h..2h", code=2)
+
+
+def test_a_sweep_is_a_table_a_picture_and_rows_that_it_goes_on_from(tmp_path: Path) -> None:
+    small = ["--set", "model=qwen3-30b-a3b", "--set", "prefill.ranks=8", "--set", "decode.ranks=8"]
+    small += ["--set", "prefill.redundant_experts=0", "--set", "decode.redundant_experts=0", "--set", "workload.rate=2"]
+    words = ["sweep", "deepseek-512", *small, "--vary", "decode.units=1, 99", "--processes", "1", "-o", tmp_path]
+    said = run(*words)
+    assert "decode.units" in said
+    assert "1 of 2 points make no service" in said
+    assert (tmp_path / "sweep.png").stat().st_size > 5000
+    rows = (tmp_path / "sweep.jsonl").read_text().splitlines()
+    assert len(rows) == 3
+    assert json.loads(run(*words, "--json"))["resumed"] == 2
+    assert (tmp_path / "sweep.jsonl").read_text().splitlines() == rows
+    assert "begun with other inputs" in run(*words, "--set", "seed=1", code=2)
+
+
+def test_values_to_vary_that_are_none_are_wrong_use() -> None:
+    assert 'expected a field and its values such as "decode.ranks=32,64"' in run(
+        "sweep", "deepseek-512", "--vary", "decode.ranks", code=2
+    )
+    assert "is there twice" in run("sweep", "deepseek-512", "--vary", "seed=1", "--vary", "seed=2", code=2)
+    assert "--vary: seed:" in run("sweep", "deepseek-512", "--vary", "seed=[1", code=2)
+    assert "did you mean" in run("sweep", "deepseek-512", "--vary", "decode.rankes=8", code=2)

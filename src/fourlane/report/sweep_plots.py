@@ -76,8 +76,8 @@ def _draw(axes: Axes, swept: Swept, values: Sequence[str]) -> None:
         x, y = zip(*known, strict=True) if known else ((), ())
         axes.plot(x, y, "o-", color=colour, markersize=4, label=name)
     axes.set_xticks(at, list(values))
-    axes.set_ylim(bottom=0)
     axes.margins(y=0.1)
+    axes.set_ylim(0, axes.get_ylim()[1])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 

@@ -10,6 +10,7 @@ _COMMANDS = {
     "calibrate": "Measure this machine by ranks and a service on it; write a hardware profile.",
     "run": "Simulate a service under its load: latencies, throughput, what bounds each part.",
     "show": "Write out a twin with all that it leaves to defaults; or the catalog's names.",
+    "sweep": "Work a twin out over ranges of its fields, over processes or machines; goes on where it ended.",
     "validate": "Hold the twin to published figures; say what each input that is not known contributes.",
 }
 

@@ -40,8 +40,8 @@ FIGURES: dict[str, Figure] = {
     "tpot_mean_s": Figure("TPOT, mean", "s", less_is_better=True),
     "tpot_p99_s": Figure("TPOT, p99", "s", less_is_better=True),
     "slo_share": Figure("Requests within the SLO", ""),
-    "prefill_busy": Figure("Prefill busy", ""),
-    "decode_busy": Figure("Decode busy", ""),
+    "prefill_use": Figure("Prefill in use", ""),
+    "decode_use": Figure("Decode in use", ""),
 }
 """What is told of every point, by name; beside it `gpus`, `slo_met` and `binds`, which are no quantities."""
 

@@ -5,6 +5,7 @@ A pool takes tasks as text and hands back answers as text, in whatever order the
 
 from __future__ import annotations
 
+import importlib
 import os
 import selectors
 import subprocess
@@ -214,9 +215,8 @@ class OverRay:
 
 def _imported() -> Any:
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError as error:
         raise EnvironmentMissing(
             'sweeps over several machines need Ray: pip install "fourlane[ray]", on each of them'
         ) from error
-    return ray

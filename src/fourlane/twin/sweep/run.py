@@ -36,7 +36,7 @@ ROWS = "sweep.jsonl"
 
 
 class SweepProgress(NamedTuple):
-    """How far a sweep is: `done` of `total` points are known, `resumed` of them from before; `what` says what is done."""
+    """How far a sweep is: `done` of `total` points are known, `resumed` of them from before; `what` is being done."""
 
     done: int
     total: int
@@ -123,8 +123,7 @@ def sweep(
         pool = _pool(len(todo), processes, ray)
         if isinstance(pool, OverProcesses):
             _fill_tables([points[place] for place in todo], book, processes)
-        book.what = pool.name
-        book.tell(at_once=True)
+        book.start(pool.name)
         tasks = [_task(place, points[place], requests=requests) for place in todo]
         for text in pool.run(tasks):
             book.take(text)
@@ -191,7 +190,8 @@ class _Book:
         self.resumed = len(self.rows)
         self.what = ""
         self._points, self._file, self._progress = points, file, progress
-        self._began = self._told = time.perf_counter()
+        self._began = self._started = self._told = time.perf_counter()
+        self._known = self.resumed
 
     def begin(self) -> list[int]:
         """Write down points whose values make no twin; return those to work out."""
@@ -199,6 +199,12 @@ class _Book:
             if point.twin is None and place not in self.rows:
                 self._add(SweepRow(point=place, values=point.values, error=point.error))
         return [place for place in range(len(self._points)) if place not in self.rows]
+
+    def start(self, what: str) -> None:
+        """Note that points are being worked out from now on."""
+        self.what = what
+        self._known, self._started = len(self.rows), time.perf_counter()
+        self.tell(at_once=True)
 
     def take(self, text: str) -> None:
         """Write an answer down; "" is none."""
@@ -214,10 +220,9 @@ class _Book:
         if self._progress is None or (now - self._told < 0.2 and not at_once):
             return
         self._told = now
-        done, total, elapsed = len(self.rows), len(self._points), now - self._began
-        fresh = done - self.resumed
-        eta = elapsed / fresh * (total - done) if fresh else None
-        self._progress(SweepProgress(done, total, done / total, elapsed, eta, self.resumed, self.what))
+        done, total, fresh = len(self.rows), len(self._points), len(self.rows) - self._known
+        eta = (now - self._started) / fresh * (total - done) if fresh else None
+        self._progress(SweepProgress(done, total, done / total, now - self._began, eta, self.resumed, self.what))
 
     def close(self) -> None:
         """Close the file."""

@@ -94,8 +94,8 @@ def _of_point(assembly: Assembly, point: OperatingPoint) -> dict[str, Any]:
         "tpot_p99_s": point.tpot.p99,
         "slo_share": point.slo.attainment,
         "slo_met": point.slo.met,
-        "prefill_busy": point.prefill.busy,
-        "decode_busy": point.decode.busy,
+        "prefill_use": point.prefill.utilisation,
+        "decode_use": point.decode.utilisation,
         "binds": point.binds,
         "sources": point.sources,
     }
@@ -115,8 +115,8 @@ def _of_requests(results: ServingResults) -> dict[str, Any]:
         "tpot_p99_s": results.tpot.p99,
         "slo_share": results.attainment.share,
         "slo_met": results.attainment.met,
-        "prefill_busy": results.prefill.busy,
-        "decode_busy": results.decode.busy,
+        "prefill_use": results.prefill.busy,
+        "decode_use": results.decode.busy,
         "binds": "",
         "sources": results.sources,
     }
