@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeUnit", "Leap"]
 
-GROWTH = 0.25
+GROWTH: float = 0.25
 """By how much of itself the context may grow in one leap: times are read off its two ends."""
-SHORT_STEPS = 64
+SHORT_STEPS: int = 64
 """A leap may always be so long."""
 _SAME = 1e-9
 
