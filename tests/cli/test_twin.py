@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,7 +51,9 @@ def test_run_tells_the_steady_state_and_writes_page_and_figures(tmp_path: Path) 
 
 
 def test_run_simulates_requests_and_writes_a_window_as_a_trace(tmp_path: Path) -> None:
-    run("run", *QUICK, "-o", tmp_path, "--window", "1s..1.1s")
+    told = run("run", *QUICK, "-o", tmp_path, "--window", "1s..1.1s", "--packets", "1")
+    assert re.search(r"decode unit \d: (dispatch|combine) +\d+ +[\d,]+ us +[\d.]+ us +[\d.]+ us +-?[\d.]+ %", told)
+    assert (tmp_path / "packets.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["answered"] == 40
     assert found["ttft_s"]["p99"] >= found["ttft_s"]["p50"] > 0
@@ -79,6 +82,7 @@ def test_an_slo_that_is_not_met_fails_a_check_only() -> None:
         (["--window", "1s", "-o", "x"], 'expected two times such as "10s..10.2s"'),
         (["--window", "2s..1s", "-o", "x"], "expected the second time after the first"),
         (["--window", "1..2", "-o", "x"], "--window: expected a duration"),
+        (["--packets", "2"], "expected --window FROM..TO beside it"),
     ],
 )
 def test_a_window_that_cannot_be_shown_is_refused_before_anything_is_simulated(arguments: list[str], said: str) -> None:

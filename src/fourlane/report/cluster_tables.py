@@ -9,8 +9,9 @@ from fourlane.report.twin_plots import Use
 
 if TYPE_CHECKING:
     from fourlane.twin.cluster_use import ClusterUse
+    from fourlane.twin.window_packets import WindowPackets
 
-__all__ = ["cluster_tables", "link_uses"]
+__all__ = ["cluster_tables", "link_uses", "packets_table"]
 
 _USED = 5e-5
 """A share below this is not worth a bar or a row."""
@@ -55,6 +56,24 @@ def _busiest(use: ClusterUse) -> Table:
 
 def _lanes_of(queues: dict[str, float]) -> str:
     return ", ".join(f"{name} {number(share * 100)} %" for name, share in queues.items() if share > _USED)
+
+
+def packets_table(seen: WindowPackets) -> Table:
+    """Return how long exchanges of a window take the network, packet by packet and at flow level."""
+    rows = tuple(
+        (
+            f"{each.exchange.phase} unit {each.exchange.unit}: {each.exchange.operation}",
+            f"{each.exchange.tokens:,}",
+            f"{each.exchange.start_s * 1e6:,.0f} us",
+            f"{each.packets_us:,.1f} us",
+            f"{each.flows_us:,.1f} us",
+            percent(each.flows_us / each.packets_us - 1) if each.packets_us else "-",
+        )
+        for each in seen.exchanges
+    )
+    columns = ("exchange", "tokens a rank", "begins after", "by packets", "at flow level", "apart")
+    kv = f", and {len(seen.kv_us):,} transfers of a layer's KV cache" if seen.kv_us else ""
+    return Table(title=f"Packet by packet: the next exchange of some units{kv}", columns=columns, rows=rows)
 
 
 def link_uses(use: ClusterUse) -> list[Use]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fourlane.twin.fabric.results import Results
     from fourlane.twin.fabric.summary import Summary
 
-__all__ = ["run"]
+__all__ = ["picture_of", "run"]
 
 EXAMPLES = """\b
 Examples:
@@ -93,12 +93,13 @@ def _write(results: Results, name: str, *, output: Path | None, plot: Path | Non
         return
     ended = "" if results.complete else f" - NOT ENDED ({results.status})"
     title = f"{Path(name).stem}: {results.flows_finished:,} flows, {results.makespan_us:,.1f} us{ended}"
-    plot_run(paths, _picture(results), title=title)
+    plot_run(paths, picture_of(results), title=title)
     written = [*paths, *([output / "results.npz", output / "summary.json"] if output is not None else [])]
     click.echo(f"written: {', '.join(map(str, written))}", file=sys.stderr)
 
 
-def _picture(results: Results) -> RunPicture:
+def picture_of(results: Results) -> RunPicture:
+    """Return what is drawn of a simulation."""
     import numpy as np
 
     from fourlane.report.fabric_plots import ClassTimes, PortsOverTime, RunPicture

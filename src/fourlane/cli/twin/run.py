@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fourlane.twin.assembly_parts import Assembly
     from fourlane.twin.cluster_use import ClusterUse
     from fourlane.twin.serving.results import ServingResults
+    from fourlane.twin.window_packets import WindowPackets
 
 __all__ = ["run"]
 
@@ -40,6 +41,13 @@ _WINDOW = re.compile(r"(.+?)\.\.(.+)")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write page and figures.")
 @click.option("--window", metavar="FROM..TO", help="Write a Perfetto trace of this time, such as 10s..10.2s.")
+@click.option(
+    "--packets",
+    type=click.IntRange(0),
+    default=0,
+    metavar="UNITS",
+    help="Of the window: simulate the next exchange of so many units of each phase packet by packet.",
+)
 @click.option("--check", is_flag=True, help="Exit with status 1 if the SLO is not met.")
 def run(*, file: str, overrides: tuple[str, ...], steady: bool, output: Path | None, **options: object) -> None:
     """Simulate a service under its load: latencies, throughput, what bounds each part, and where every figure is from.
@@ -53,6 +61,9 @@ def run(*, file: str, overrides: tuple[str, ...], steady: bool, output: Path | N
     from fourlane.twin.assembly import assemble
 
     window = _window(options["window"], output=output, steady=steady)
+    units = int(str(options["packets"]))
+    if units and window is None:
+        raise SpecError("--packets: expected --window FROM..TO beside it")
     twin = load_twin(file, overrides=overrides)
     if output is not None:
         make_folder(output)
@@ -62,7 +73,7 @@ def run(*, file: str, overrides: tuple[str, ...], steady: bool, output: Path | N
     if steady:
         met = _steady(assembly, use, output, as_json=bool(options["as_json"]))
     else:
-        met = _simulated(assembly, use, output, window, as_json=bool(options["as_json"]))
+        met = _simulated(assembly, use, output, window and (*window, units), as_json=bool(options["as_json"]))
     if options["check"] and not met:
         raise CheckFailed("the SLO is not met")
 
@@ -132,13 +143,13 @@ def _simulated(
     assembly: Assembly,
     use: ClusterUse | None,
     output: Path | None,
-    window: tuple[float, float] | None,
+    window: tuple[float, float, int] | None,
     *,
     as_json: bool,
 ) -> bool:
     """Simulate requests and tell what came of them; return whether the SLO was met."""
     from fourlane.cli.twin.progress import work_bar
-    from fourlane.report.cluster_tables import cluster_tables
+    from fourlane.report.cluster_tables import cluster_tables, packets_table
     from fourlane.report.serving_page import serving_page
     from fourlane.report.serving_tables import against_steady_table, serving_tables
     from fourlane.report.twin_page import memory_table
@@ -154,13 +165,15 @@ def _simulated(
     if output is not None:
         _write(output, serving_page(results, point, use), summary)
         if window is not None:
-            _write_window(results, window, output)
+            _write_window(results, *window[:2], output)
+    seen = None if window is None or output is None or not window[2] else _packets(results, *window, output)
     if as_json:
         _show_json(summary)
     else:
         tables = [*serving_tables(results), against_steady_table(results, point), memory_table(assembly)]
-        tables += [*([] if use is None else cluster_tables(use)), lanes_table(assembly.plan)]
-        tables.append(sources_table(results.sources))
+        tables += [] if use is None else cluster_tables(use)
+        tables += [] if seen is None else [packets_table(seen)]
+        tables += [lanes_table(assembly.plan), sources_table(results.sources)]
         _print(assembly, tables, f"{results.description}; simulated in {results.seconds:.1f} s")
     return results.attainment.met
 
@@ -192,9 +205,26 @@ def _write(output: Path, page: Page, summary: Mapping[str, object]) -> None:
     click.echo(f"written: {output}/index.html, results.json", file=sys.stderr)
 
 
-def _write_window(results: ServingResults, window: tuple[float, float], output: Path) -> None:
+def _write_window(results: ServingResults, begin: float, end: float, output: Path) -> None:
     from fourlane.report.perfetto import write_trace
     from fourlane.report.serving_trace import window_tracks
 
-    write_trace(output / "window.pftrace", window_tracks(results, *window))
+    write_trace(output / "window.pftrace", window_tracks(results, begin, end))
     click.echo(f"written: {output}/window.pftrace, for https://ui.perfetto.dev", file=sys.stderr)
+
+
+def _packets(results: ServingResults, begin: float, end: float, units: int, output: Path) -> WindowPackets:
+    """Simulate exchanges of a window packet by packet, and draw what came of them."""
+    from fourlane.cli.fabric.progress import run_bar
+    from fourlane.cli.fabric.run import picture_of
+    from fourlane.report.fabric_plots import plot_run
+    from fourlane.twin.serving.window_exchanges import window_exchanges
+    from fourlane.twin.window_packets import packets_of_window
+
+    exchanges, kv = window_exchanges(results, begin, end, units=units)
+    with run_bar() as show:
+        seen = packets_of_window(results.assembly, exchanges, kv, progress=show)
+    title = f"{results.assembly.twin.name}: {len(exchanges)} exchanges after {begin:g} s, packet by packet"
+    plot_run([output / "packets.png"], picture_of(seen.results), title=title)
+    click.echo(f"written: {output}/packets.png", file=sys.stderr)
+    return seen
