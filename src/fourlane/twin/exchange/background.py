@@ -104,7 +104,7 @@ def simulated_beside_kv(table: ExchangeTable) -> dict[str, float]:
         for operation, alone in balanced.items()
     ]
     net = table.setting.topology(runs[0].servers)
-    results = completed([run.scenario(net) for run in runs], 1)
+    results = completed(runs, 1)
     return {
         run.operation: max(1.0, run.read(each, net).seconds / balanced[run.operation].seconds)
         for run, each in zip(runs, results, strict=True)

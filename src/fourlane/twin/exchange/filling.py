@@ -154,9 +154,9 @@ def _fill(
         return {key: _filled(key, setting, ()) for key, setting in wanted.items()}
     if processes is None and len(runs) < _FEW:
         processes = 1
-    scenarios = [run.scenario(topologies[key]) for key, run in runs]
     found: dict[str, list[Measured]] = {key: [] for key in wanted}
-    for (key, run), results in zip(runs, completed(scenarios, processes, progress), strict=True):
+    done = completed([run for _, run in runs], processes, progress)
+    for (key, run), results in zip(runs, done, strict=True):
         time = run.read(results, topologies[key])
         found[key].append(
             Measured(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fourlane.twin.exchange.setting import ExchangeSetting
+    from fourlane.twin.fabric.compiled import CompiledScenario
     from fourlane.twin.fabric.expert_traffic import ExpertTraffic
     from fourlane.twin.fabric.flows import Flows
     from fourlane.twin.fabric.parallel import ManyProgress
@@ -107,6 +108,10 @@ class ExchangeRun:
         lanes = self.setting.lanes if self.kv_ranks else self.setting.lanes.plain
         return lanes.scenario(net, flows, **given)
 
+    def compile(self) -> CompiledScenario:
+        """Return what to simulate as a simulator reads it: so runs are put together where they are simulated."""
+        return self.scenario().compile()
+
     def read(self, results: Results, topology: Topology) -> RunTime:
         """Return what came out, mean of units."""
         taken = results.delivered_us[results.flows_of("expert")] / 1e6
@@ -166,14 +171,14 @@ def _drawn(seeds: tuple[int, ...], ranks: int, tokens: int, max_over_mean: float
 
 
 def completed(
-    scenarios: Sequence[Scenario], processes: int | None, progress: Callable[[ManyProgress], object] | None = None
+    runs: Sequence[ExchangeRun], processes: int | None, progress: Callable[[ManyProgress], object] | None = None
 ) -> list[Results]:
-    """Simulate scenarios, as `run_many` does, to their ends.
+    """Simulate runs, as `run_many` does, to their ends.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed meanwhile.
     """
-    results = run_many(scenarios, processes=processes, progress=progress)
+    results = run_many(runs, processes=processes, progress=progress)
     if not all(each.complete for each in results):
         raise KeyboardInterrupt
     return results
