@@ -16,13 +16,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._order = 0
+        self.planned = 0
+        """How many actions have been asked for."""
         self._agenda: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
 
     def at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
         """Do something at a time, or at once if that has passed."""
-        self._order += 1
-        heappush(self._agenda, (max(time, self.now), self._order, action, arguments))
+        self.planned += 1
+        heappush(self._agenda, (max(time, self.now), self.planned, action, arguments))
 
     def step(self) -> bool:
         """Do what comes next; False if nothing does."""
