@@ -38,8 +38,8 @@ from fourlane.spec.hardware_profile import (
     MeasuredPart,
     MeasuredPhase,
 )
+from fourlane.twin.assembly_parts import DISPATCHED
 from fourlane.twin.measured_times import PassLoad, pass_seconds, seconds_of
-from fourlane.twin.serving.simulation import DISPATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

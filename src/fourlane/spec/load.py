@@ -177,25 +177,26 @@ def _catalog(kind: str) -> list[str]:
 def load_deployment(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Deployment:
     """Read a deployment file; without one, the bundled model on one prefill and one decode rank.
 
-    Without a file, pools that no override names are there by default: both of a split service,
-    or none if an override names `unified`. A lane plan or placement that the file names is found beside
-    the file, one that an override names from the working folder.
+    A bare name such as "two_by_two" is one of the catalog's. Without a file, pools that no override names are there by
+    default: both of a split service, or none if an override names `unified`. A lane plan or placement that the file
+    names is found beside the file, one that an override names from the working folder.
 
     Raises:
         SpecError: with every fault of the file and the overrides.
     """
-    data: dict[str, Any] = {} if path is None else _read_toml(Path(path))
-    if path is not None:
-        _find_beside(Path(path), data, "lanes")
-        _find_beside(Path(path), data.get("balance"), "initial")
+    file = None if path is None else _file_of(path, "deployment")
+    data: dict[str, Any] = {} if file is None else _read_toml(file)
+    if file is not None:
+        _find_beside(file, data, "lanes")
+        _find_beside(file, data.get("balance"), "initial")
     changed = _apply(data, overrides)
-    if path is None and "unified" not in data:
+    if file is None and "unified" not in data:
         for role in ("prefill", "decode"):
             data.setdefault(role, {})
     spec, faults = read_struct(Deployment, data)
     if spec is not None:
         faults += _unrelated(deployment_faults(spec), faults)
-    _refuse(faults, "deployment" if path is None else Path(path).name, changed)
+    _refuse(faults, "deployment" if file is None else file.name, changed)
     return spec
 
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from fourlane.spec.twin import Twin, TwinPool
     from fourlane.twin.times import BalanceCurve, ExchangeTimes, GroupLoad, Phase, StepTime
 
-__all__ = ["Assembly", "KvTransfer", "MemoryBudget", "Overheads", "PhaseModel", "StepTimes"]
+__all__ = ["DISPATCHED", "Assembly", "KvTransfer", "MemoryBudget", "Overheads", "PhaseModel", "StepTimes"]
+
+DISPATCHED = 0.25
+"""Of the time that gateway and client are busy with a request, what passes until they turn to the next one."""
 
 
 class StepTimes(Protocol):
@@ -107,8 +110,9 @@ class Overheads:
         arrive_s: from the client's sending to the gateway's choice of ranks: HTTP, template, tokenizing.
         reserve_s: to the decode rank and back, for pages.
         deliver_s: from a rank's sampling to the client's reading.
-        request_host_s: of `arrive_s`, how long gateway and client are busy with it; others wait for a part of that.
-        wake_s: of `arrive_s`, from when an idle prefill unit gets a prompt until it begins with all that have come.
+        request_host_s: how long gateway and client are busy with a request; others wait for `DISPATCHED` of it when it
+            comes, and again when its pages are reserved and its prompt is sent on.
+        wake_s: from when an idle prefill unit gets a prompt until it begins with all that have come by then.
         source: in words.
     """
 
@@ -118,6 +122,16 @@ class Overheads:
     request_host_s: float = 0.0
     wake_s: float = 0.0
     source: str = "assumed: none"
+
+    @property
+    def dispatch_s(self) -> float:
+        """Return how long the gateway is busy with a request until it turns to the next."""
+        return self.request_host_s * DISPATCHED
+
+    @property
+    def gateway_s(self) -> float:
+        """Return all of a lone request's time that is neither step nor reservation."""
+        return self.arrive_s + self.dispatch_s + self.wake_s + self.deliver_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ profile).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fourlane.spec.hardware_profile import load_profile
@@ -63,12 +64,7 @@ def assemble_measured(twin: Twin, architecture: Architecture, cluster: Cluster) 
         kv=MeasuredKvPath(profile),
         kv_token_bytes=float(architecture.kv_bytes_per_token(twin.assumptions.kv)),
         tokens_per_step=tokens_per_step(twin.assumptions),
-        overheads=Overheads(
-            arrive_s=profile.overheads.arrive_s,
-            request_host_s=profile.overheads.request_host_s,
-            wake_s=profile.overheads.wake_s,
-            source=profile.label,
-        ),
+        overheads=_overheads(profile),
         cores=profile.cores,
         crowding=profile.crowding,
         sources={
@@ -78,6 +74,13 @@ def assemble_measured(twin: Twin, architecture: Architecture, cluster: Cluster) 
             "network": "none is simulated: exchange and KV path were measured",
         },
     )
+
+
+def _overheads(profile: HardwareProfile) -> Overheads:
+    """Return what a request waits for: of all that was measured for a lone one, what comes first, and the rest."""
+    measured = profile.overheads
+    found = Overheads(request_host_s=measured.request_host_s, wake_s=measured.wake_s, source=profile.label)
+    return replace(found, arrive_s=max(0.0, measured.arrive_s - found.gateway_s))
 
 
 def _phase_model(twin: Twin, phase: Phase, architecture: Architecture, profile: HardwareProfile) -> PhaseModel:

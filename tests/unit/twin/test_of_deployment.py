@@ -6,17 +6,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from measured_profiles import LAYER_S, STEP_S, TOKEN_S, two_cores
 
 from fourlane.errors import SpecError
 from fourlane.spec.architecture_file import load_architecture
-from fourlane.spec.hardware_profile import (
-    Crowding,
-    HardwareProfile,
-    MeasuredKv,
-    MeasuredOverheads,
-    MeasuredPart,
-    MeasuredPhase,
-)
 from fourlane.spec.load import load_deployment
 from fourlane.spec.twin import Workload
 from fourlane.spec.writing import render
@@ -32,39 +25,10 @@ if TYPE_CHECKING:
 LAYERS = 8
 
 
-def a_phase(layer_s: float, token_s: float, beside_s: float) -> MeasuredPhase:
-    flat = MeasuredPart(rows=(0.5, 1024.0), seconds=(layer_s / 4, layer_s / 4))
-    grows = MeasuredPart(rows=(0.0, 1024.0), seconds=(0.0, 1024 * token_s))
-    none = MeasuredPart(rows=(1.0,), seconds=(0.0,))
-    return MeasuredPhase(
-        parts={"attention 0": grows, "attention 1": flat, "experts": flat, "output": none},
-        exchange={"dispatch": flat, "combine": flat},
-        beside=MeasuredPart(rows=(1.0,), seconds=(beside_s,)),
-    )
-
-
 @pytest.fixture
 def profile(tmp_path: Path) -> Path:
-    """Return a machine on which a decode step takes 8 x 0.4 + 0.8 = 4 ms, a lone prompt token 8 x 10 us more."""
-    found = HardwareProfile(
-        name="two-cores",
-        machine="a test",
-        device="cpu",
-        cores=2,
-        date="2026-11-27",
-        source="by hand",
-        model="bundled",
-        architecture=load_architecture("bundled"),
-        ranks=2,
-        exchange="shared_memory",
-        prefill=a_phase(4e-4, 1e-5, 8e-4),
-        decode=a_phase(4e-4, 0.0, 8e-4),
-        kv=MeasuredKv(transport="shared_memory", bytes_per_s=1e9, latency_s=1e-3),
-        overheads=MeasuredOverheads(arrive_s=3e-3, request_host_s=2e-3, wake_s=1e-3),
-        crowding=Crowding(prefill=3.0, decode=2.0, prefill_lone=2.5, decode_lone=1.5),
-    )
     path = tmp_path / "profile.toml"
-    path.write_text(render(found))
+    path.write_text(render(two_cores()))
     return path
 
 
@@ -76,9 +40,9 @@ def two_by_two() -> Deployment:
 def test_one_request_at_a_time_takes_its_steps_and_what_is_beside_them(two_by_two: Deployment, profile: Path) -> None:
     workload = Workload(concurrency=1, requests=4, input_len="100", output_len="11")
     results = simulate(assemble(twin_of(two_by_two, profile, workload=workload)))
-    prompt_s = LAYERS * (4e-4 + 100 * 1e-5) + 8e-4
+    prompt_s = LAYERS * (LAYER_S + 100 * TOKEN_S) + STEP_S
     assert results.ttft.mean == pytest.approx(3e-3 + prompt_s, rel=0.02)
-    token_s = LAYERS * 4e-4 + 8e-4
+    token_s = LAYERS * LAYER_S + STEP_S
     assert results.tpot.mean == pytest.approx(token_s + 1.4e-3 / 10, rel=0.05)
 
 

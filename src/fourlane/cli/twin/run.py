@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fourlane.report.page import Page
     from fourlane.report.tables import Table
+    from fourlane.spec.twin import Twin
     from fourlane.twin.assembly_parts import Assembly
     from fourlane.twin.cluster_use import ClusterUse
     from fourlane.twin.serving.results import ServingResults
@@ -30,12 +31,15 @@ Examples:
   fourlane twin run deepseek-512 -o found --window 10s..10.2s    and found/window.pftrace, for ui.perfetto.dev
   fourlane twin run mine.toml --steady                     the steady state in closed form, at once
   fourlane twin run mine.toml --steady --set workload.rate=    ... at the greatest rate within the SLO
+  fourlane twin run --deployment two_by_two --hardware profile.toml --set workload.concurrency=4
 """
 _WINDOW = re.compile(r"(.+?)\.\.(.+)")
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("file")
+@click.argument("file", required=False)
+@click.option("--deployment", help="In place of FILE: the twin of this deployment, on --hardware.")
+@click.option("--hardware", help="A GPU of the catalog, or a profile (`fourlane twin calibrate`), in place of FILE's.")
 @click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a field; again for more.")
 @click.option("--steady", is_flag=True, help="The steady state in closed form, without simulating requests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -49,22 +53,24 @@ _WINDOW = re.compile(r"(.+?)\.\.(.+)")
     help="Of the window: simulate the next exchange of so many units of each phase packet by packet.",
 )
 @click.option("--check", is_flag=True, help="Exit with status 1 if the SLO is not met.")
-def run(*, file: str, overrides: tuple[str, ...], steady: bool, output: Path | None, **options: object) -> None:
+def run(*, file: str | None, overrides: tuple[str, ...], steady: bool, output: Path | None, **options: object) -> None:
     """Simulate a service under its load: latencies, throughput, what bounds each part, and where every figure is from.
 
     FILE is a twin file, or a name of the catalog (`fourlane twin show`). Where exchange times are not known yet they
     are simulated packet by packet first, and kept for the next time.
+
+    With --deployment the pools are those of what `fourlane serve` runs, and the load by default that of
+    `fourlane bench serve`; --set changes the twin's fields, such as workload.rate.
     """
     from fourlane.cli.fabric.run import make_folder
     from fourlane.cli.twin.progress import work_bar
-    from fourlane.spec.load import load_twin
     from fourlane.twin.assembly import assemble
 
     window = _window(options["window"], output=output, steady=steady)
     units = int(str(options["packets"]))
     if units and window is None:
         raise SpecError("--packets: expected --window FROM..TO beside it")
-    twin = load_twin(file, overrides=overrides)
+    twin = _twin(file, options["deployment"], options["hardware"], overrides)
     if output is not None:
         make_folder(output)
     with work_bar("{done:,} of {total:,} packet runs") as show:
@@ -76,6 +82,28 @@ def run(*, file: str, overrides: tuple[str, ...], steady: bool, output: Path | N
         met = _simulated(assembly, use, output, window and (*window, units), as_json=bool(options["as_json"]))
     if options["check"] and not met:
         raise CheckFailed("the SLO is not met")
+
+
+def _twin(file: str | None, deployment: object, hardware: object, overrides: tuple[str, ...]) -> Twin:
+    """Return the twin that is asked for.
+
+    Raises:
+        SpecError: there is none, or more than one; or with every fault of its file.
+    """
+    from fourlane.spec.load import load_deployment, load_twin, parse, render
+    from fourlane.spec.twin import Twin, Workload
+    from fourlane.twin.of_deployment import twin_of
+
+    if (file is None) == (deployment is None):
+        found = "neither" if file is None else "both"
+        raise SpecError(f"expected either FILE, a twin, or --deployment, got {found}")
+    if file is not None:
+        return load_twin(file, overrides=[*overrides, *([] if hardware is None else [f"hardware={hardware}"])])
+    if hardware is None:
+        raise SpecError("--deployment: expected --hardware PROFILE beside it; measure one: fourlane twin calibrate")
+    served = Workload(concurrency=16, requests=64, input_len="128", output_len="64")
+    twin = twin_of(load_deployment(str(deployment)), str(hardware), workload=served)
+    return parse(render(twin), Twin, overrides, source=str(deployment))
 
 
 def _window(text: object, *, output: Path | None, steady: bool) -> tuple[float, float] | None:

@@ -37,13 +37,10 @@ if TYPE_CHECKING:
     from fourlane.twin.serving.prefill_unit import Part
     from fourlane.twin.times import Phase
 
-__all__ = ["DISPATCHED", "Service", "ServingProgress", "simulate"]
+__all__ = ["Service", "ServingProgress", "simulate"]
 
 RETRY_S = 0.1
 """Wait before the first retry, as the gateway's `Limits` have it."""
-DISPATCHED = 0.25
-"""Of the time that gateway and client are busy with a request, what passes until they turn to the next one: once when
-it comes, and once when its pages are reserved and its prompt is sent on."""
 _TELL_S = 0.2
 _TELL_EVENTS = 512
 
@@ -177,13 +174,12 @@ class Service:
         if self.assembly.cores is not None:
             self.clock.at(begin, self.around.host.begin_request)
             self.clock.at(begin + overheads.request_host_s, self.around.host.end_request)
-        later_s = overheads.wake_s + overheads.request_host_s * DISPATCHED
-        self.clock.at(begin + max(0.0, overheads.arrive_s - later_s), self._arrive, sequence)
+        self.clock.at(begin + overheads.arrive_s, self._arrive, sequence)
 
     def _turn_of_gateway(self) -> float:
         """Return when the gateway turns to something that comes now: to one after the other."""
         begin = max(self.clock.now, self._host_until)
-        self._host_until = begin + self.assembly.overheads.request_host_s * DISPATCHED
+        self._host_until = begin + self.assembly.overheads.dispatch_s
         return begin
 
     def _refuse(self, sequence: Sequence) -> None:
@@ -229,9 +225,7 @@ class Service:
         self.clock.at(answered + overheads.reserve_s / 2, then, sequence, attempt)
 
     def _reserved(self, sequence: Sequence, attempt: int) -> None:
-        begin = self._turn_of_gateway()
-        dispatch_s = self.assembly.overheads.request_host_s * DISPATCHED
-        self.clock.at(begin + dispatch_s, self._start, sequence, attempt)
+        self.clock.at(self._turn_of_gateway() + self.assembly.overheads.dispatch_s, self._start, sequence, attempt)
 
     def _start(self, sequence: Sequence, attempt: int) -> None:
         if sequence.attempt == attempt and sequence.state == "reserving":

@@ -195,7 +195,7 @@ class Steady:
         unhindered_N = exposed_times(replace(path, wait_s=0.0), drawn.input_N, computing_N, drawn.kv_N)
         alone_s = float((reserving_N + computing_N + unhindered_N).mean()) + prefill.step_s / 2
         decode = decode_state(decoding, mix, rate, self.room, held_s=held_s, slower=slower)
-        ttft_N = overheads.arrive_s + reserving_N + waiting_N + computing_N + overheads.deliver_s
+        ttft_N = overheads.gateway_s + reserving_N + waiting_N + computing_N
         steps_N = drawn.further_N / assembly.tokens_per_step
         answering_N = exposed_N + (1.0 - drawn.decode_N) * decode.busy * decode.step_s + steps_N * decode.step_s
         tpot_N = np.divide(answering_N, drawn.further_N, out=np.zeros_like(answering_N), where=drawn.further_N > 0)
@@ -305,7 +305,7 @@ class Steady:
     def _ttft_parts(self, state: _State) -> dict[str, float]:
         overheads = self.assembly.overheads
         return {
-            "gateway": overheads.arrive_s + overheads.deliver_s,
+            "gateway": overheads.gateway_s,
             "reserving": float(state.reserving_N.mean()),
             "waiting": float(state.waiting_N.mean()),
             "prefill": float(state.computing_N.mean()),
