@@ -76,8 +76,8 @@ def small_ladder() -> LadderResult:
     points = [small_point(), small_point(tpot=0.044, output=400.0), small_point(tpot=0.02, output=840.0, ttft=0.45)]
     gains = [
         {},
-        {"throughput": -0.048, "tpot": -0.1, "ttft": 0.0},
-        {"throughput": 1.1, "tpot": 0.545, "ttft": 0.5},
+        {"throughput": -0.048, "tpot": -0.1, "ttft": 0.0, "prefill": 0.0, "decode": -0.12},
+        {"throughput": 1.1, "tpot": 0.545, "ttft": 0.5, "prefill": 0.9, "decode": 1.5},
     ]
     names = [("Baseline", ""), ("Adaptive routing", "ECMP -> adaptive routing"), ("Own queue", "shared -> own queue")]
     rungs = [
@@ -98,9 +98,9 @@ def small_ladder() -> LadderResult:
         name="deepseek-512",
         gpus=416,
         rate=100.0,
-        rate_says="the weakest rung serves",
+        rate_says="70% of what the weakest rung can serve",
         rungs=tuple(rungs),
-        total={"throughput": 1.0, "tpot": 0.5, "ttft": 0.5},
+        total={"throughput": 1.0, "tpot": 0.5, "ttft": 0.5, "prefill": 0.9, "decode": 1.2},
         seconds=1.5,
         skipped={"KV on the DCN": "the cluster has one network"},
     )

@@ -30,11 +30,11 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.2rem 1.4rem 4rem; }
+main { max-width: 1180px; margin: 0 auto; padding: 2.2rem 1.4rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: 1.12rem; margin: 2.4rem 0 .3rem; }
 h3 { font-size: .92rem; margin: 1.3rem 0 .1rem; color: var(--soft); font-weight: 600; }
-p { margin: .2rem 0 .7rem; max-width: 78ch; color: var(--soft); white-space: pre-line; }
+p { margin: .2rem 0 .7rem; max-width: 110ch; color: var(--soft); white-space: pre-line; }
 nav { margin: .8rem 0 0; font-size: .85rem; } nav a { color: var(--mark); text-decoration: none; margin-right: 1rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; margin: 1.3rem 0 0; }
 .card { background: var(--sheet); border: 1px solid var(--line); border-radius: 10px; padding: .75rem .9rem; }
@@ -46,7 +46,7 @@ figure svg { display: block; width: 100%; height: auto; }
 .table { overflow-x: auto; margin: .5rem 0; background: var(--sheet); border: 1px solid var(--line);
   border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; }
-th, td { padding: .36rem .8rem; text-align: right; vertical-align: top; }
+th, td { padding: .36rem .6rem; text-align: right; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; } td.left { white-space: normal; }
 tbody tr + tr td { border-top: 1px solid var(--line); }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourlane.report.page import Card, Page, Section, svg_of
 from fourlane.report.tables import Table, number, percent, time_text
-from fourlane.report.twin_tables import sources_table
+from fourlane.report.twin_tables import sources_table, where_from
 from fourlane.report.waterfall import Measured, Setting, Waterfall, overall, waterfall_figure
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def ladder_waterfall(result: LadderResult, *, title: str = "What each measure br
             over_rungs(
                 lambda rung: rung.peak.output_tokens_s_gpu,
                 title="Throughput per GPU",
-                unit="output tokens/s, of all GPUs",
+                unit="output tokens/s over all GPUs",
                 better="higher",
             ),
             over_rungs(
@@ -183,7 +183,8 @@ def ladder_page(result: LadderResult) -> Page:
         cards.append(Card(name=measured.title, value=overall(measured), note=between, mood=mood))
     sources: dict[str, str] = {}
     for rung in result.rungs:
-        sources |= {f"{rung.name}: {name}": text for name, text in rung.sources.items()}
+        told = {**where_from(rung.point), **rung.sources}
+        sources |= {f"{rung.name}: {name}": text for name, text in told.items()}
     return Page(
         title=f"{waterfall.title}: {result.name}",
         lead=waterfall.subtitle,

@@ -56,8 +56,8 @@ def test_figures_of_one_source_are_told_together() -> None:
 
 def test_the_ladder_tells_gains_with_their_signs_and_what_was_left_out() -> None:
     gained = ladder_tables(small_ladder())[1]
-    assert gained.rows[0][2:] == ("-4.8 %", "+10.0 %", "0.0 %")
-    assert gained.rows[1][2:] == ("+110.0 %", "-54.5 %", "-50.0 %")
+    assert gained.rows[0][2:] == ("-4.8 %", "0.0 %", "-12.0 %", "+10.0 %", "0.0 %")
+    assert gained.rows[1][2:] == ("+110.0 %", "+90.0 %", "+150.0 %", "-54.5 %", "-50.0 %")
     assert gained.rows[-1][:2] == ("KV on the DCN", "left out: the cluster has one network")
 
 
@@ -66,7 +66,9 @@ def test_the_waterfall_shows_only_what_measures_change_and_when() -> None:
     assert [setting.name for setting in drawn.settings] == ["Routing", "Expert queue"]
     assert drawn.settings[1].values == ("one for all classes",) * 2 + ("own queue, weight and buffer",)
     assert drawn.quantities[0].values == (420.0, 400.0, 840.0)
-    assert "TTFT 2s and TPOT 50ms" in drawn.subtitle
+    assert "416 GPUs" in drawn.subtitle
+    assert "all at 100 requests/s" in drawn.subtitle
+    assert [each.title for each in drawn.quantities if not each.headline] == ["Prefill alone", "Decode alone"]
 
 
 def test_the_page_of_a_ladder_holds_picture_tables_and_sources(tmp_path: Path) -> None:
