@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from fourlane.report.plots import BLUE, GREEN, GREY, ORANGE, figure_of
-from fourlane.report.tables import number, percent
+from fourlane.report.tables import number, percent, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +41,8 @@ _PART_COLOURS = {
 }
 _POINTS = 400
 """Of a distribution's line."""
+_TO_LEFT = 0.68
+"""Share of a panel's width from which on there is no room to the right."""
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,17 +123,18 @@ def _draw_distribution(axes: Axes, drawn: Distribution) -> None:
         axes.set_xlim(left=0)
     halo = [withStroke(linewidth=2.5, foreground="white")]
     for share, name in ((0.50, "p50"), (0.90, "p90"), (0.99, "p99")):
-        at = float(np.quantile(values, share)) * scale
+        seconds = float(np.quantile(values, share))
+        at = seconds * scale
         axes.plot([at], [share], "o", color=BLUE, markersize=4)
-        to_left = axes.get_xscale() != "log" and at > 0.7 * axes.get_xlim()[1]
+        to_left = axes.transAxes.inverted().transform(axes.transData.transform((at, share)))[0] > _TO_LEFT
         axes.annotate(
-            f"{name} {number(at)} {unit}", (at, share), (-7 if to_left else 7, -11), textcoords="offset points",
+            f"{name} {time_text(seconds)}", (at, share), (-7 if to_left else 7, -11), textcoords="offset points",
             ha="right" if to_left else "left", fontsize=8, color=GREY, path_effects=halo,
         )  # fmt: skip
     if drawn.bound is not None:
         met = float(np.mean(values <= drawn.bound))
         axes.axvline(drawn.bound * scale, color=ORANGE, linestyle="--", linewidth=1.1)
-        text = f"{percent(met)} within {number(drawn.bound * scale)} {unit}"
+        text = f"{percent(met)} within {time_text(drawn.bound)}"
         axes.set_title(text, loc="right", color=ORANGE, fontsize=8.5)
 
 
