@@ -126,13 +126,18 @@ def test_a_fast_network_leaves_little_to_hide() -> None:
 
 
 def test_decode_throughput_of_a_gpu_falls_slowly_with_the_degree_of_expert_parallelism() -> None:
-    """Two slots on each GPU throughout, so that only exchange and balance change."""
-    found = []
-    for ranks in (144, 192, 256):
-        row = msgspec.structs.replace(DECODE, ranks=ranks, redundant_experts=2 * ranks - 256, experts=Experts(lean=0.1))
-        found.append(throughput(row))
-    assert found[-1] > 0.85 * found[0]
-    assert found[-1] < 1.02 * found[0]
+    """With two slots on each GPU throughout only the exchange grows; with as many replicas, balance suffers, too."""
+    even = [
+        throughput(msgspec.structs.replace(DECODE, ranks=ranks, redundant_experts=2 * ranks - 256))
+        for ranks in (144, 192, 256)
+    ]
+    assert even == sorted(even, reverse=True)
+    assert even[-1] > 0.95 * even[0]
+    real = [
+        throughput(msgspec.structs.replace(DECODE, ranks=ranks, redundant_experts=32, experts=Experts(lean=0.2)))
+        for ranks in (72, 144)
+    ]
+    assert 0.85 * real[0] < real[1] < real[0]
 
 
 def test_the_cluster_of_the_rows_has_the_nics_they_were_measured_with() -> None:

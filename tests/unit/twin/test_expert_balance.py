@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -120,3 +121,17 @@ def test_slots_are_rounded_up_so_that_ranks_hold_equally_many() -> None:
     assert physical_slots(256, 32, 144) == 288
     assert physical_slots(256, 0, 144) == 288
     assert physical_slots(256, 32, 32) == 288
+
+
+def test_groups_kept_in_their_nodes_cost_balance_and_only_where_groups_divide_by_nodes() -> None:
+    grouped = Architecture(
+        **{name: getattr(SMALL, name) for name in SMALL.__struct_fields__ if name != "groups"}, groups=4
+    )
+
+    def fullest(placement: str, nodes: int) -> float:
+        experts = Experts(lean=0.0, split=False, placement=placement)  # type: ignore[arg-type]
+        return expert_balance(grouped, 16, 16, experts, nodes=nodes).at(4096).max_over_mean
+
+    assert fullest("hierarchical", 4) > 1.02 * fullest("balanced", 4)
+    assert fullest("hierarchical", 8) == fullest("balanced", 8)
+    assert fullest("hierarchical", 1) == fullest("balanced", 1)
