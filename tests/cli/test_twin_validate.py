@@ -72,6 +72,6 @@ def test_an_error_budget_explains_the_errors_of_rows_that_are_held() -> None:
 
 @pytest.mark.slow
 def test_exchange_and_networks_are_rows_too() -> None:
-    checks = list(validate(["exchange", "network"]))
-    assert len(checks) == rows_of(["exchange", "network"])
+    checks = list(validate(["exchange", "network", "flow level"]))
+    assert len(checks) == rows_of(["exchange", "network", "flow level"])
     assert not [check.name for check in checks if check.failed]

@@ -23,6 +23,7 @@ _TITLES: dict[Group, str] = {
     "kernels": "Kernels: grouped GEMMs of a decode layer",
     "exchange": "Exchange: dispatch and combine, packet by packet",
     "network": "Networks: collisions, marks, interference, packet by packet",
+    "flow level": "Flow level against packets: when the last flow of experts is there",
 }
 _COLUMNS = ("row", "published", "twin", "error", "bar", "kind", "verdict")
 _LEFT = frozenset({"bar", "kind", "verdict"})

@@ -1,6 +1,6 @@
-"""All published rows there are, worked out: serving, kernels, exchange, networks.
+"""All published rows there are, worked out: serving, kernels, exchange, networks; and flow level held against packets.
 
-Serving and kernels take seconds; exchange and networks are simulated packet by packet and take a minute or two. Not for
+Serving and kernels take seconds; the others are simulated packet by packet and take a minute or two. Not for
 tables and pages (`fourlane.report.validation_page`).
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fourlane.twin.fabric.exchange_validation import simulate_exchanges
 from fourlane.twin.fabric.expert_kernels import OPERATIONS, expert_kernels, published_exchanges
 from fourlane.twin.fabric.network_validation import observations, simulate_observation
+from fourlane.twin.flow_level.validation import check_flow_level, flow_level_cases
 from fourlane.twin.published_serving import grouped_gemms, published_serving
 from fourlane.twin.serving_validation import gemm_checks, serving_checks
 from fourlane.twin.validation_values import GROUPS, Check, Group
@@ -31,6 +32,7 @@ def rows_of(groups: Sequence[Group] = GROUPS) -> int:
         "kernels": 2 * len(grouped_gemms().ranks),
         "exchange": len(OPERATIONS) * len(published_exchanges()),
         "network": len(observations()),
+        "flow level": len(flow_level_cases()),
     }
     return sum(counts[group] for group in groups)
 
@@ -53,6 +55,7 @@ def validate(
         "kernels": gemm_checks,
         "exchange": lambda: _exchange(processes, progress),
         "network": _network,
+        "flow level": lambda: _flow_level(processes),
     }
     for group in groups:
         yield from made[group]()
@@ -102,3 +105,20 @@ def _network() -> Iterator[Check]:
                 source=row.source,
                 sources={"network": f"packets: {each.scenario}"},
             )
+
+
+def _flow_level(processes: int | None) -> Iterator[Check]:
+    for each in check_flow_level(processes=processes):
+        yield Check(
+            group="flow level",
+            name=each.name,
+            unit="us",
+            published=f"{each.packets_us:.1f} us by packets",
+            figure=each.flows_us,
+            error=each.error,
+            bar=f"{each.least:+.0%} to {each.most:+.0%}",
+            within=each.within,
+            assumed=each.why or "nothing",
+            source="the same scenario simulated packet by packet",
+            sources={"network": "max-min fair rates"},
+        )

@@ -1,4 +1,4 @@
-"""A published figure, what the twin makes of it, and the bounds it is held to.
+"""A published figure, or one simulated by packets, what the twin makes of it, and the bounds it is held to.
 
 Not for working any out (`fourlane.twin.validation`).
 """
@@ -10,8 +10,8 @@ from typing import Literal
 
 __all__ = ["GROUPS", "Check", "Group"]
 
-Group = Literal["serving", "kernels", "exchange", "network"]
-GROUPS: tuple[Group, ...] = ("serving", "kernels", "exchange", "network")
+Group = Literal["serving", "kernels", "exchange", "network", "flow level"]
+GROUPS: tuple[Group, ...] = ("serving", "kernels", "exchange", "network", "flow level")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Check:
     """A published figure beside the twin's.
 
     Args:
-        group: what is held against it: the twin's steps, its kernels, or packets.
+        group: what is held against it: the twin's steps, its kernels, packets, or flow level.
         name: of the row.
         unit: of the figure; "gain": a share by which throughput grows.
         published: in words.

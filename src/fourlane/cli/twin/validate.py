@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["validate"]
 
-_GROUPS: tuple[Group, ...] = ("serving", "kernels", "exchange", "network")
+_GROUPS = ("serving", "kernels", "exchange", "network", "flow-level")
 EXAMPLES = """\b
 Examples:
   fourlane twin validate                        everything; a minute or two
@@ -31,7 +31,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the page here (.md).")
 def validate(**given: Any) -> None:
-    """Hold the twin to published figures: serving, kernels, exchange, networks.
+    """Hold the twin to published figures: serving, kernels, exchange, networks; and flow level to packets.
 
     Every row says whether it is a prediction or which figure was fitted on it, what it assumes and where it was
     published. Then the error budget: what each input that is not exactly known contributes. Exit code 1 if a row does
@@ -41,7 +41,7 @@ def validate(**given: Any) -> None:
 
     if given["output"] is not None and given["output"].suffix != ".md":
         raise SpecError(f"-o {given['output']}: expected a file that ends with .md")
-    checks = _checks(given["groups"] or _GROUPS, given["processes"])
+    checks = _checks(_chosen(given["groups"]), given["processes"])
     budgets = _budgets(checks)
     if given["output"] is not None:
         _write(given["output"], checks, budgets)
@@ -52,6 +52,12 @@ def validate(**given: Any) -> None:
     failed = [check.name for check in checks if check.failed]
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} rows do not keep their bars: {'; '.join(failed)}")
+
+
+def _chosen(names: Sequence[str]) -> list[Group]:
+    from fourlane.twin.validation_values import GROUPS
+
+    return [group for group in GROUPS if not names or group.replace(" ", "-") in names]
 
 
 def _checks(groups: Sequence[Group], processes: int | None) -> list[Check]:
