@@ -83,9 +83,10 @@ def test_an_slo_that_is_not_met_fails_a_check_only() -> None:
         (["--window", "2s..1s", "-o", "x"], "expected the second time after the first"),
         (["--window", "1..2", "-o", "x"], "--window: expected a duration"),
         (["--packets", "2"], "expected --window FROM..TO beside it"),
+        (["--steady", "--set", 'faults=[{kind="kv",target="prefill/0",at="1s"}]'], "--steady: expected no faults"),
     ],
 )
-def test_a_window_that_cannot_be_shown_is_refused_before_anything_is_simulated(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_shown_is_refused_before_anything_is_simulated(arguments: list[str], said: str) -> None:
     assert said in run("run", "qwen3-rails", *arguments, code=2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ from fourlane.report.twin_plots import (
     Distribution,
     MakeUp,
     OverTime,
+    Span,
     Use,
     latency_figure,
     make_up_figure,
@@ -145,7 +147,16 @@ def _over_time(results: ServingResults) -> str:
         panel("Units in a step", course.busy, share=True),
         panel("KV blocks of decode ranks held", {"held": course.blocks}, share=True),
     ]
-    with over_time_figure(panels) as figure:
+    faults = results.assembly.twin.faults
+    spans = [
+        Span(
+            name=f"{fault.kind} {fault.target}",
+            begin=fault.at.seconds,
+            end=math.inf if fault.lasts is None else fault.at.seconds + fault.lasts.seconds,
+        )
+        for fault in faults
+    ]
+    with over_time_figure(panels, spans=spans) as figure:
         return svg_of(figure)
 
 

@@ -62,11 +62,14 @@ def throughput_table(results: ServingResults) -> Table:
         number(results.input_tokens_s / gpus),
         number(results.output_tokens_s / gpus),
         percent(results.cache_hits),
+        f"{int(results.requests.retries.sum()):,}",
+        f"{int(results.requests.evictions.sum()):,}",
         percent(attained.share),
         number(attained.goodput),
     )
     columns = (
-        "requests answered", "a second", "tokens/s a GPU: in", "out", "of prompts cached", "meet the SLO", "goodput/s",
+        "requests answered", "a second", "tokens/s a GPU: in", "out", "of prompts cached", "retries", "evictions",
+        "meet the SLO", "goodput/s",
     )  # fmt: skip
     return Table(title="Throughput", columns=columns, rows=(row,))
 

@@ -21,6 +21,7 @@ __all__ = [
     "Distribution",
     "MakeUp",
     "OverTime",
+    "Span",
     "Use",
     "latency_figure",
     "make_up_figure",
@@ -66,6 +67,14 @@ class OverTime(msgspec.Struct, frozen=True, kw_only=True):
     limit: float | None = None
     share: bool = False
     """They are shares: shown in per cent."""
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of time to be marked, in seconds; endless if it never ends."""
+
+    name: str
+    begin: float
+    end: float
 
 
 class MakeUp(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,8 +148,8 @@ def _draw_distribution(axes: Axes, drawn: Distribution) -> None:
 
 
 @contextmanager
-def over_time_figure(panels: Sequence[OverTime], *, title: str = "") -> Iterator[Figure]:
-    """Draw panels under each other over one time axis."""
+def over_time_figure(panels: Sequence[OverTime], *, spans: Sequence[Span] = (), title: str = "") -> Iterator[Figure]:
+    """Draw panels under each other over one time axis, with spans of time shaded in all and named in the first."""
     with figure_of(title, height=0.5 + 1.55 * len(panels)) as figure:
         grid = figure.add_gridspec(len(panels), 1)
         first: Axes | None = None
@@ -148,6 +157,7 @@ def over_time_figure(panels: Sequence[OverTime], *, title: str = "") -> Iterator
             axes = figure.add_subplot(grid[place, 0], sharex=first)
             first = first or axes
             _draw_over_time(axes, panel)
+            _draw_spans(axes, spans, named=place == 0)
             axes.tick_params(labelbottom=place == len(panels) - 1)
         if first is not None:
             figure.axes[-1].set_xlabel("s")
@@ -170,6 +180,18 @@ def _draw_over_time(axes: Axes, panel: OverTime) -> None:
             loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1, ncols=len(panel.lines), frameon=False,
             fontsize=8,
         )  # fmt: skip
+
+
+def _draw_spans(axes: Axes, spans: Sequence[Span], *, named: bool) -> None:
+    begin, end = axes.get_xlim()
+    for span in spans:
+        left, right = max(span.begin, begin), min(span.end, end)
+        if left >= right:
+            continue
+        axes.axvspan(left, right, color=ORANGE, alpha=0.12, linewidth=0)
+        if named:
+            axes.text(left, 0.97, f" {span.name}", transform=axes.get_xaxis_transform(), va="top", fontsize=7.5)
+    axes.set_xlim(begin, end)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from fourlane.report.twin_plots import (
     Distribution,
     MakeUp,
     OverTime,
+    Span,
     Use,
     latency_figure,
     make_up_figure,
@@ -50,6 +51,14 @@ def test_a_step_shows_its_parts_together_and_its_whole_time() -> None:
     for said in ("decode: 70.0 ms", "attention", "experts", "dispatch", "30.0", "25.0"):
         assert f"<!-- {said} -->" in text
     assert "<!-- shared expert -->" not in text
+
+
+def test_a_span_is_named_once_and_left_out_where_it_lies_beyond() -> None:
+    panels = [OverTime(title=name, times=[0.0, 10.0], lines={"a": [1.0, 1.0]}) for name in ("x", "y")]
+    spans = [Span(name="spine0", begin=2.0, end=float("inf")), Span(name="late", begin=11.0, end=12.0)]
+    with over_time_figure(panels, spans=spans) as figure:
+        assert [text.get_text() for axes in figure.axes for text in axes.texts] == [" spine0"]
+        assert figure.axes[0].get_xlim() == (0.0, 10.0)
 
 
 def test_time_and_use_are_drawn() -> None:

@@ -71,6 +71,8 @@ def run(*, file: str | None, overrides: tuple[str, ...], steady: bool, output: P
     if units and window is None:
         raise SpecError("--packets: expected --window FROM..TO beside it")
     twin = _twin(file, options["deployment"], options["hardware"], overrides)
+    if steady and twin.faults:
+        raise SpecError("--steady: expected no faults, which a steady state does not have; leave out one or the other")
     if output is not None:
         make_folder(output)
     with work_bar("{done:,} of {total:,} packet runs") as show:
