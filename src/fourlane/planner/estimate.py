@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decode_rate", "prefill_rate"]
 
-_HALVINGS = 8
+_HALVINGS = 12
 
 
 def prefill_rate(model: PhaseModel, mix: RequestMix) -> float:

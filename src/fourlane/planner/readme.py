@@ -48,7 +48,7 @@ def _bash(commands: Commands) -> Iterator[str]:
         f"Install {commands.engine} on all of them, and the model where `MODEL` says (a folder, or let them fetch it).",
     ]
     if commands.secret:
-        make = "head -c 32 /dev/urandom | base64 > fourlane.secret && chmod 600 fourlane.secret"
+        make = "(umask 077 && openssl rand -hex 32 > fourlane.secret)"
         steps.append(f"Make the secret: `{make}`.")
     steps += [
         "Copy this folder to the same place on all of them, or keep it on a file system they share.",
@@ -67,7 +67,7 @@ def _kubernetes(launch: Launch, commands: Commands) -> Iterator[str]:
         "Put the model into `/models` of every host, or let pods fetch it there. Pods use the hosts' networks.",
     ]
     if commands.secret:
-        make = "kubectl create secret generic fourlane-secret --from-literal=fourlane.secret=$(openssl rand -base64 32)"
+        make = "kubectl create secret generic fourlane-secret --from-literal=fourlane.secret=$(openssl rand -hex 32)"
         steps.append(f"Make the secret: `{make}`. Build an image that has fourlane, and render with `--image`.")
     files = "-f 10-config.yaml -f 20-units.yaml -f 30-router.yaml"
     steps.append(f"`kubectl apply {files}`; `kubectl delete` with the same files ends everything.")

@@ -158,7 +158,7 @@ def _unlike(rates: Mapping[TwinPool, float]) -> list[TwinPool]:
     found = []
     for pool in sorted(rates, key=lambda pool: pool.max_running):
         seen = kept.setdefault(msgspec.structs.replace(pool, max_running=0), [])
-        if not any(math.isclose(rates[pool], other, rel_tol=1e-3) for other in seen):
+        if not any(math.isclose(rates[pool], other, rel_tol=2e-3) for other in seen):
             found.append(pool)
             seen.append(rates[pool])
     return found

@@ -41,8 +41,8 @@ __all__ = ["commands"]
 
 GATEWAY_PORT = 9000
 CONTROL_PORT = 7600
-MEETING_PORT = 29500
-"""MASTER_PORT of a unit; its ranks meet on ports above, a thousand for each unit of a server."""
+MEETING_PORTS = {"prefill": 12000, "decode": 22000}
+"""MASTER_PORT of a unit, below those a kernel gives out; ranks meet on ports above, a thousand for each unit."""
 PORTS_A_UNIT = 1001
 KV_PORTS = "7000-7511"
 SECRET = "fourlane.secret"  # noqa: S105 - a file's name
@@ -165,7 +165,7 @@ def _pool(launch: Launch, phase: Phase) -> Pool:
 
 def _phase(launch: Launch, phase: Phase) -> Command:
     layout = launch.layouts[phase]
-    port = f"$(({MEETING_PORT} + SLOT * {PORTS_A_UNIT}))"
+    port = f"$(({MEETING_PORTS[phase]} + SLOT * {PORTS_A_UNIT}))"
     options = [
         Option.of("--nnodes", layout.servers, why="servers of a unit"),
         Option.of("--node-rank", Expanded("$NODE"), why="this one's number"),
