@@ -105,6 +105,7 @@ class Commands:
         files: beside the scripts, by relative path.
         notes: what a person must know, in sentences.
         secret: whether all need one secret file, `fourlane.secret`.
+        token_ids: whether the router takes prompts as token ids, as `fourlane bench serve` sends them.
     """
 
     engine: str
@@ -119,6 +120,7 @@ class Commands:
     files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     secret: bool = False
+    token_ids: bool = True
 
 
 @dataclass(frozen=True, slots=True)

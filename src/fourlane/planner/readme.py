@@ -94,8 +94,9 @@ def _measure(launch: Launch, commands: Commands, expected: Mapping[str, str]) ->
     port = commands.router_port
     yield f"`URL=http://ROUTER:{port} MODEL={launch.model} ./benchmark.sh` sends the planned load."
     if commands.engine != "fourlane":
-        yield "It is the engine's own tool, with the plan's mean lengths; `./benchmark-fourlane.sh` sends the very"
-        yield "lengths, arrivals or trace of the plan."
+        yield "It is the engine's own tool, with the plan's mean lengths, not their spread."
+    if commands.engine != "fourlane" and commands.token_ids:
+        yield "`./benchmark-fourlane.sh` sends the very lengths, arrivals or trace of the plan."
     if expected:
         yield ""
         yield "| the plan expects | |"

@@ -115,6 +115,7 @@ def render_launch(twin: Twin, choices: Choices, *, expected: Mapping[str, str] |
     benchmarks = {"benchmark.sh": commands.benchmark}
     if choices.engine != "fourlane":
         _check_flags(choices.engine, commands)
+    if choices.engine != "fourlane" and commands.token_ids:
         benchmarks["benchmark-fourlane.sh"] = own_benchmark(launch)
     lanes = {
         f"lanes/{path}": text for target in LANE_TARGETS for path, text in render_lanes(plan, cluster, target).items()

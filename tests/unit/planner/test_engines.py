@@ -185,9 +185,38 @@ def test_benchmarks_are_in_words_their_tools_know(engine: str, tmp_path: Path) -
     assert option(own, "--request-rate") == "7.5"
     assert own[own.index("--goodput") + 1 :][:2] == ["ttft:1000", "tpot:50"]
     assert 1400 < int(option(own, "--random-input-len")) < 1600  # the mean lies above the median
+    if engine == "sglang":  # whose router takes text alone, and fourlane sends token ids
+        assert not (folder / "benchmark-fourlane.sh").exists()
+        return
+    assert option(own, "--burstiness") == "0.25"  # a shape, 1 / 2^2
     (ours,) = said(folder, "benchmark-fourlane.sh", **place)
     assert option(ours, "--input-len") == "lognormal:1000/8000"
     assert option(ours, "--burstiness") == "2"
+
+
+def test_a_trace_is_sent_with_its_means_where_a_tool_cannot_play_it(tmp_path: Path) -> None:
+    trace = tmp_path / "two.jsonl"
+    rows = [
+        {"timestamp": t, "input_length": n, "output_length": 10, "hash_ids": []} for t, n in ((0, 100), (4000, 300))
+    ]
+    trace.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = written(rendered(twin(workload=Workload(trace=str(trace), speed=2.0)), "vllm"), tmp_path / "out")
+    place = {"URL": "http://here:9000", "MODEL": "m"}
+    (own,) = said(folder, "benchmark.sh", **place)
+    assert [option(own, name) for name in ("--random-input-len", "--num-prompts", "--request-rate")] == [
+        "200",
+        "2",
+        "1",
+    ]
+    (ours,) = said(folder, "benchmark-fourlane.sh", **place)
+    assert (option(ours, "--trace"), option(ours, "--speed")) == (str(trace), "2")
+
+
+def test_the_router_of_sglang_is_told_no_policy_that_it_refuses(tmp_path: Path) -> None:
+    (words,) = said(written(rendered(twin(), "sglang"), tmp_path / "one"), "start-router.sh")
+    assert option(words, "--decode-policy") == "round_robin"  # power_of_two needs two
+    (words,) = said(written(rendered(small_units(), "sglang"), tmp_path / "two"), "start-router.sh")
+    assert option(words, "--decode-policy") == "power_of_two"
 
 
 def test_what_an_engine_cannot_do_is_refused_with_what_to_change() -> None:

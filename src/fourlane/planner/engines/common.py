@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourlane.errors import SpecError
 from fourlane.planner.launch import Command, Expanded, Option, spare_experts
 from fourlane.spec.deployment_rules import MOST_LOW_LATENCY_TOKENS
 from fourlane.spec.request_load import Lengths
+from fourlane.spec.request_traces import read_trace_rows
 from fourlane.spec.traffic import TrafficClass
 
 if TYPE_CHECKING:
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
     from fourlane.twin.times import Phase
 
 __all__ = [
+    "MeanLoad",
     "balanced",
     "control_interface",
-    "drawn_requests",
     "kv_devices",
     "low_latency",
-    "mean_lengths",
+    "mean_load",
     "notes_on_experts",
     "own_benchmark",
     "quantization",
@@ -126,18 +129,45 @@ def notes_on_experts(launch: Launch, engine: str, *, switch: str) -> Iterator[st
             )
 
 
-def drawn_requests(load: Workload) -> int:
-    """Return how many requests a benchmark sends."""
-    return load.requests or USUAL_REQUESTS
+@dataclass(frozen=True, slots=True)
+class MeanLoad:
+    """A load as tools know it that draw all requests alike.
+
+    Args:
+        requests: to send.
+        inputs, outputs: tokens of each prompt and answer.
+        rate: requests a second; None in a closed loop.
+        concurrency: requests under way, of a closed loop.
+        burstiness: variation of the gaps.
+    """
+
+    requests: int
+    inputs: int
+    outputs: int
+    rate: float | None
+    concurrency: int | None
+    burstiness: float
 
 
-def mean_lengths(load: Workload) -> tuple[int, int]:
-    """Return the mean prompt and the mean answer of drawn requests, in tokens, at least 1."""
+def mean_load(load: Workload) -> MeanLoad:
+    """Return the means of drawn requests, or of a trace's.
+
+    Raises:
+        SpecError: the trace cannot be read.
+    """
+    if load.trace is not None:
+        rows = read_trace_rows(Path(load.trace), limit=load.requests)
+        lasts = max(rows[-1].at_s - rows[0].at_s, 1e-9) / load.speed
+        inputs, outputs = (
+            max(1, round(sum(lengths) / len(rows)))
+            for lengths in ([row.input_length for row in rows], [row.output_length for row in rows])
+        )
+        return MeanLoad(len(rows), inputs, outputs, round(len(rows) / lasts, 3), None, 1.0)
     inputs, outputs = (
         _mean(Lengths.parse(text, name=f"workload.{name}"))
         for name, text in (("input_len", load.input_len), ("output_len", load.output_len))
     )
-    return inputs, outputs
+    return MeanLoad(load.requests or USUAL_REQUESTS, inputs, outputs, load.rate, load.concurrency, load.burstiness)
 
 
 def _mean(lengths: Lengths) -> int:
@@ -171,10 +201,10 @@ def own_benchmark(launch: Launch) -> Command:
 
 def _requests(load: Workload) -> Iterator[Option]:
     if load.trace is not None:
-        yield Option.of("--trace", load.trace, why="the plan's trace")
+        yield Option.of("--trace", Path(load.trace).absolute(), why="the plan's trace")
         yield Option.of("--speed", f"{load.speed:g}", why="times as fast")
     else:
         yield Option.of("--input-len", load.input_len, why="tokens of prompts")
         yield Option.of("--output-len", load.output_len, why="tokens of answers")
     if load.trace is None or load.requests is not None:
-        yield Option.of("--requests", drawn_requests(load), why="requests")
+        yield Option.of("--requests", load.requests or USUAL_REQUESTS, why="requests")

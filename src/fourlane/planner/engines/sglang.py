@@ -14,10 +14,9 @@ from fourlane.errors import SpecError
 from fourlane.planner.engines.common import (
     balanced,
     control_interface,
-    drawn_requests,
     kv_devices,
     low_latency,
-    mean_lengths,
+    mean_load,
     notes_on_experts,
     quantization,
     refuse_hardware,
@@ -57,7 +56,7 @@ def commands(launch: Launch) -> Commands:
         engine=TITLE,
         image=IMAGE,
         phases={phase: _phase(launch, phase) for phase in launch.layouts},
-        router=_router(),
+        router=_router(launch),
         router_port=ROUTER_PORT,
         endpoints="heads",
         ports=dict.fromkeys(launch.layouts, HTTP_PORT),
@@ -67,6 +66,7 @@ def commands(launch: Launch) -> Commands:
             ("ucx",) if launch.connector == "nixl" else ("mooncake",),
         ),
         notes=tuple(_notes(launch)),
+        token_ids=False,
     )
 
 
@@ -196,13 +196,13 @@ def _environment(launch: Launch, phase: Phase) -> Iterator[Variable]:
         yield Variable(name, str(step_rows(launch, phase)), "a full batch fits the low-latency kernels' buffers")
 
 
-def _router() -> Command:
+def _router(launch: Launch) -> Command:
     options = (
         Option.of("--pd-disaggregation", why="prefill and decode apart"),
         Option.of("--host", "0.0.0.0", why="clients are elsewhere"),  # noqa: S104
         Option.of("--port", ROUTER_PORT, why="where they find it"),
         Option.of("--prefill-policy", "cache_aware", why="prompts that begin alike go to the same unit"),
-        Option.of("--decode-policy", "power_of_two", why="the emptier of two"),
+        _decode_policy(launch),
     )
     url = f'"http://${{place%:*}}:$(({HTTP_PORT} + ${{place##*:}}))"'
     bootstrap = f'"$(({BOOTSTRAP_PORT} + ${{place##*:}}))"'
@@ -213,9 +213,14 @@ def _router() -> Command:
     return Command(("python3", "-m", "sglang_router.launch_router"), options, prepare=prepare)
 
 
+def _decode_policy(launch: Launch) -> Option:
+    if launch.layouts["decode"].units == 1:  # the router refuses to choose between fewer than two
+        return Option.of("--decode-policy", "round_robin", why="there is one decode unit")
+    return Option.of("--decode-policy", "power_of_two", why="the emptier of two")
+
+
 def _benchmark(launch: Launch) -> Command:
-    load = launch.twin.workload
-    inputs, outputs = mean_lengths(load)
+    load = mean_load(launch.twin.workload)
     options = [
         Option.of("--backend", "sglang", why="its own API, through the router"),
         Option.of("--base-url", Expanded("$URL"), why="the router"),
@@ -223,10 +228,10 @@ def _benchmark(launch: Launch) -> Command:
         Option.of("--served-model-name", launch.twin.model, why="what is asked for"),
         Option.of("--pd-separated", why="prefill and decode apart"),
         Option.of("--dataset-name", "random-ids", why="drawn prompts, no data set to fetch"),
-        Option.of("--random-input-len", inputs, why="mean of the plan's prompts"),
-        Option.of("--random-output-len", outputs, why="mean of its answers"),
+        Option.of("--random-input-len", load.inputs, why="mean of the plan's prompts"),
+        Option.of("--random-output-len", load.outputs, why="mean of its answers"),
         Option.of("--random-range-ratio", "1.0", why="all of that length"),
-        Option.of("--num-prompts", drawn_requests(load), why="requests"),
+        Option.of("--num-prompts", load.requests, why="requests"),
     ]
     if load.rate is not None:
         options.append(Option.of("--request-rate", f"{load.rate:g}", why="a second"))

@@ -16,10 +16,9 @@ from fourlane.errors import SpecError
 from fourlane.planner.engines.common import (
     balanced,
     control_interface,
-    drawn_requests,
     kv_devices,
     low_latency,
-    mean_lengths,
+    mean_load,
     notes_on_experts,
     quantization,
     refuse_hardware,
@@ -210,27 +209,26 @@ def _router(launch: Launch) -> Command:
 
 
 def _benchmark(launch: Launch) -> Command:
-    load = launch.twin.workload
-    inputs, outputs = mean_lengths(load)
+    load = mean_load(launch.twin.workload)
     options = [
         Option.of("--backend", "openai", why="completions, by HTTP"),
         Option.of("--base-url", Expanded("$URL"), why="the router"),
         Option.of("--model", Expanded("$MODEL"), why="whose tokenizer is used"),
         Option.of("--served-model-name", launch.twin.model, why="what is asked for"),
         Option.of("--dataset-name", "random", why="drawn prompts"),
-        Option.of("--random-input-len", inputs, why="mean of the plan's prompts"),
-        Option.of("--random-output-len", outputs, why="mean of its answers"),
-        Option.of("--num-prompts", drawn_requests(load), why="requests"),
+        Option.of("--random-input-len", load.inputs, why="mean of the plan's prompts"),
+        Option.of("--random-output-len", load.outputs, why="mean of its answers"),
+        Option.of("--num-prompts", load.requests, why="requests"),
         Option.of("--ignore-eos", why="answers have their planned length"),
     ]
-    if load.shared_prefix:
-        options.append(Option.of("--random-prefix-len", load.shared_prefix, why="what all prompts begin with"))
+    if prefix := launch.twin.workload.shared_prefix:
+        options.append(Option.of("--random-prefix-len", prefix, why="what all prompts begin with"))
     if load.rate is not None:
-        options.append(Option.of("--request-rate", load.rate, why="a second"))
+        options.append(Option.of("--request-rate", f"{load.rate:g}", why="a second"))
         burstiness = 1 / load.burstiness**2 if load.burstiness else None
         if burstiness not in (None, 1.0):
             why = "vLLM's is a shape: 1 / variation^2"
-            options.append(Option.of("--burstiness", burstiness, why=why))
+            options.append(Option.of("--burstiness", f"{burstiness:g}", why=why))
     if load.concurrency is not None:
         options.append(Option.of("--max-concurrency", load.concurrency, why="requests under way"))
     goals = launch.twin.slo
