@@ -2,7 +2,8 @@
 
     python tools/fill_exchange_tables.py            # some minutes on two cores
 
-The same code fills the same tables: all draws have seeds.
+The same code fills the same tables: all draws have seeds. What is kept or shipped is not run again; after a change to
+the simulator, raise `FORMAT` in `fourlane.twin.exchange.filling`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fourlane.spec.architecture_file import load_architecture
 from fourlane.spec.load import load_cluster
 from fourlane.spec.twin import Lanes
 from fourlane.twin.exchange import exchange_setting, exchange_tables, lanes_case
-from fourlane.twin.exchange.background import key_beside_kv, simulated_beside_kv
+from fourlane.twin.exchange.background import beside_kv, key_beside_kv
 from fourlane.twin.exchange.shipped import Shipped, ShippedRun
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ RUNGS: tuple[dict[str, Any], ...] = (
 )
 """The lanes of a ladder, from its foot up; its last rung is the default."""
 POINTS: tuple[tuple[str, str, str | None, tuple[int, ...], tuple[int, ...], tuple[dict[str, Any], ...]], ...] = (
-    ("deepseek-v3", "h800-ft", None, PREFILL, DECODE, ({}, {"routing": "ecmp"})),
+    ("deepseek-v3", "h800-ft", None, PREFILL, DECODE, ({}, {"routing": "ecmp"}, {"kv": "hpn"})),
     ("deepseek-v3", "h800-ft", "h100", (32,), (64, 72, 128, 144), ({},)),
-    ("deepseek-v3", "h800-10k", None, PREFILL, DECODE, ({}, {"routing": "ecmp"})),
+    ("deepseek-v3", "h800-10k", None, PREFILL, DECODE, ({}, {"routing": "ecmp"}, {"kv": "hpn"})),
     ("deepseek-v3", "h800-ft", None, (32,), (144,), RUNGS),
     ("deepseek-v3", "h800-10k", None, (32,), (144,), RUNGS),
     ("kimi-k2", "h800-ft", None, PREFILL, (), ({},)),
@@ -72,7 +73,7 @@ def main() -> int:
         made=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         simulator=f"fourlane {fourlane.__version__}",
         tables={table.key: tuple(ShippedRun(*msgspec.structs.astuple(run)) for run in table.runs) for table in tables},
-        beside_kv={key_beside_kv(table): simulated_beside_kv(table) for table in shared},
+        beside_kv={key_beside_kv(table): beside_kv(table) for table in shared},
     )
     text = msgspec.json.encode(shipped).decode().replace('"}],', '"}],\n').replace("]],", "]],\n")
     FILLED.write_text(text + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fourlane.twin.exchange.setting import ExchangeSetting
     from fourlane.twin.exchange.table import ExchangeTable
 
-__all__ = ["background_slowdowns", "key_beside_kv", "kv_lane_share", "simulated_beside_kv"]
+__all__ = ["background_slowdowns", "beside_kv", "key_beside_kv", "kv_lane_share"]
 
 KIND = "exchange-beside-kv"
 _SHARE_OF_RANKS = 4
@@ -47,7 +47,7 @@ def background_slowdowns(table: ExchangeTable, share: float) -> dict[str, float]
     """
     busy = min(1.0, share / kv_lane_share(table.setting))
     any_rank = 1.0 - (1.0 - busy) ** table.setting.ranks
-    return {operation: 1.0 + any_rank * (found - 1.0) for operation, found in _beside_kv(table).items()}
+    return {operation: 1.0 + any_rank * (found - 1.0) for operation, found in beside_kv(table).items()}
 
 
 def kv_lane_share(setting: ExchangeSetting) -> float:
@@ -57,8 +57,8 @@ def kv_lane_share(setting: ExchangeSetting) -> float:
     return 1.0 if cap is None or lanes.queue == "shared" else cap / 100
 
 
-def _beside_kv(table: ExchangeTable) -> dict[str, float]:
-    """Return what was found for a table: now, before, or by another process."""
+def beside_kv(table: ExchangeTable) -> dict[str, float]:
+    """Return by what each operation grows while some ranks have a transfer all the time: kept, shipped, or run."""
     key = key_beside_kv(table)
     if key not in _found():
         held = kept(KIND, key, BesideKv)
@@ -67,7 +67,7 @@ def _beside_kv(table: ExchangeTable) -> dict[str, float]:
         elif (shipped := shipped_slowdowns(key)) is not None:
             _found()[key] = shipped
         else:
-            _found()[key] = simulated_beside_kv(table)
+            _found()[key] = _simulated(table)
             keep(KIND, key, BesideKv(key=key, slowdowns=_found()[key]))
     return _found()[key]
 
@@ -84,7 +84,7 @@ def _found() -> dict[str, dict[str, float]]:
     return {}
 
 
-def simulated_beside_kv(table: ExchangeTable) -> dict[str, float]:
+def _simulated(table: ExchangeTable) -> dict[str, float]:
     """Return by what each operation grows while some ranks have a transfer all the time, from packet runs."""
     balanced = {
         operation: max(
