@@ -97,7 +97,7 @@ def test_every_fitted_figure_names_rows_there_are_and_most_rows_are_predictions(
 
 def test_h100_and_h800_are_one_chip_but_for_the_software_that_runs_on_it() -> None:
     one, other = efficiencies("h100"), efficiencies("h800")
-    same = msgspec.structs.replace(one, sustained=other.sustained, source=other.source, fitted=other.fitted)
+    same = msgspec.structs.replace(one, sustained=other.sustained, sources=other.sources, fitted=other.fitted)
     assert same == other
 
 

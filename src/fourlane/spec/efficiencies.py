@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fourlane.spec.hardware import load_gpu
 from fourlane.spec.load import load
+from fourlane.spec.reading import Fault
 from fourlane.units import Duration, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Efficiencies", "efficiencies"]
 
@@ -37,7 +42,7 @@ class Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         step_overhead: on the host, each step, not hidden.
         reserve: memory kept free for activations, buffers and the runtime.
         fitted: which of these were fitted, and on which published rows.
-        source: of the others.
+        sources: of the others.
     """
 
     dense: float
@@ -54,7 +59,12 @@ class Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     step_overhead: Duration
     reserve: Size
     fitted: dict[str, tuple[str, ...]]
-    source: str
+    sources: dict[str, str]
+
+    def source(self, figure: str) -> str:
+        """Return where a figure is from: the rows it was fitted on, or where it was read."""
+        rows = self.fitted.get(figure)
+        return f"fitted: {', '.join(rows)}" if rows else self.sources[figure]
 
 
 class _Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,8 +79,18 @@ def efficiencies(gpu: str) -> Efficiencies:
         SpecError: the catalog has no such GPU.
     """
     load_gpu(gpu)
-    known = load(_CATALOG / "efficiencies.toml", _Efficiencies).models
+    known = load(_CATALOG / "efficiencies.toml", _Efficiencies, rules=_faults).models
     name = gpu.lower().replace("_", "-").replace(" ", "-")
     if name in known:
         return known[name]
-    return msgspec.structs.replace(known[_LIKE], fitted={}, source=f"no figures of {name}: those of {_LIKE} assumed")
+    like = known[_LIKE]
+    taken = dict.fromkeys((*like.sources, *like.fitted), f"assumed: as on {_LIKE}")
+    return msgspec.structs.replace(like, fitted={}, sources=taken)
+
+
+def _faults(read: _Efficiencies) -> Iterator[Fault]:
+    names = {field.name for field in msgspec.structs.fields(Efficiencies)} - {"fitted", "sources"}
+    for gpu, figures in read.models.items():
+        told = [*figures.fitted, *figures.sources]
+        for figure in sorted(names ^ set(told) | {figure for figure in told if told.count(figure) > 1}):
+            yield Fault(f"models.{gpu}", f"expected {figure} under fitted or sources, once, and nothing else")

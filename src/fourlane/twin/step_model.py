@@ -63,8 +63,7 @@ def step_figures(phase: Phase, gpu: str, assumptions: Assumptions, reached: Effi
     }
     said, found = shares[phase]
     inefficiency, overhead = assumptions.micro_batch_inefficiency, assumptions.step_overhead
-    rows = reached.fitted.get("step_overhead")
-    how = "the twin's file" if overhead is not None else f"fitted: {', '.join(rows)}" if rows else "assumed"
+    how = "the twin's file" if overhead is not None else reached.source("step_overhead")
     return StepFigures(
         found if said is None else said,
         reached.micro_batch_inefficiency if inefficiency is None else inefficiency,

@@ -63,11 +63,14 @@ def test_grouped_queries_in_decode_are_bound_by_reading_their_cache() -> None:
     assert found.seconds > cache / 3.35e12
 
 
-def test_a_part_says_on_what_its_figures_were_fitted() -> None:
-    figures = msgspec.structs.replace(efficiencies("h800"), fitted={"grouped": ("a row",)})
+def test_a_part_says_on_what_its_figures_were_fitted_or_where_they_were_read() -> None:
+    known = efficiencies("h800")
+    figures = msgspec.structs.replace(known, fitted=known.fitted | {"grouped": ("a row",)})
     told = RooflineTimes(DEEPSEEK, "h800", figures=figures).part("experts", prefill(4096)).source
     assert "roofline of h800, fp8 weights" in told
     assert "(fitted: a row)" in told
+    dense = RooflineTimes(DEEPSEEK, "h800").part("shared expert", prefill(4096)).source
+    assert "dense at 0.57 of peak (DeepGEMM README, 2025-02" in dense
 
 
 def test_weights_take_a_type_the_gpu_multiplies_in() -> None:

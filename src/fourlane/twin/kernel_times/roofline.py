@@ -134,7 +134,5 @@ class RooflineTimes:
         return f"roofline of {self.gpu}, {self.weights} weights: {', '.join(shares)}"
 
     def _share(self, name: str, value: float) -> str:
-        rows = self._reached.fitted.get(name)
-        how = f"fitted: {', '.join(rows)}" if rows else "assumed"
         of = "" if name == "sustained" else " of peak"
-        return f"{name.replace('_', ' ')} at {value:g}{of} ({how})"
+        return f"{name.replace('_', ' ')} at {value:g}{of} ({self._reached.source(name)})"
