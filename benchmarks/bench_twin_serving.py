@@ -132,15 +132,12 @@ def of_trace(trace: Path, requests: int | None = None) -> Assembly:
 
 def timed(run: Callable[[], ServingResults], repetitions: int) -> tuple[float, float, ServingResults]:
     """Return median processor and wall seconds, and the last results."""
-    core: list[float] = []
-    wall: list[float] = []
-    results = run()
+    runs: list[tuple[float, float, ServingResults]] = []
     for _ in range(repetitions):
         began, core_began = time.perf_counter(), time.process_time()
         results = run()
-        core.append(time.process_time() - core_began)
-        wall.append(time.perf_counter() - began)
-    return statistics.median(core), statistics.median(wall), results
+        runs.append((time.process_time() - core_began, time.perf_counter() - began, results))
+    return statistics.median(each[0] for each in runs), statistics.median(each[1] for each in runs), runs[-1][2]
 
 
 if __name__ == "__main__":

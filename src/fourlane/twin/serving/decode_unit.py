@@ -20,6 +20,8 @@ from fourlane.twin.serving.records import DecodeLeap
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from fourlane.twin.assembly_parts import Assembly
     from fourlane.twin.serving.fast_steps import FastSteps
     from fourlane.twin.serving.gateway import Gateway
@@ -34,6 +36,7 @@ GROWTH: float = 0.25
 SHORT_STEPS: int = 64
 """A leap may always be so long."""
 _SAME = 1e-9
+_MANY = 1 << 62
 
 
 @dataclass(slots=True)
@@ -127,6 +130,7 @@ class DecodeUnit:
         self._leap: Leap | None = None
         self._planned = 0
         self._version = 0
+        self._waking = False
         self._joined = 0
         self._joining: list[Sequence] = []
         self._running: list[dict[Sequence, None]] = [{} for _ in range(self.ranks)]
@@ -181,13 +185,19 @@ class DecodeUnit:
     def join(self, sequence: Sequence) -> None:
         """Let a sequence run whose KV is there: from the next step on."""
         self._joining.append(sequence)
-        leap = self._leap
         if self.paused:
             return
-        if leap is None:
+        if self._leap is not None:
+            self._cut(self._leap)
+        elif not self._waking:
+            self._waking = True
+            self._clock.at(self._clock.now, self._woken)
+
+    def _woken(self) -> None:
+        """Begin with all whose KV has come at this moment."""
+        self._waking = False
+        if self._leap is None and not self.paused:
             self._turn()
-            return
-        self._cut(leap)
 
     def let_go(self, sequence: Sequence) -> None:
         """Free what a sequence holds, wherever it is: reserved, joining, running."""
@@ -334,7 +344,7 @@ class DecodeUnit:
         context = float(context_G.max())
         mean = sequences * self._drafted / self.ranks
         steps = min(endings[0][0] - self._step, max(SHORT_STEPS, floor(GROWTH * context / (self._tokens * rows))))
-        steps = max(1, min(steps, self._steps_with_pages(steps)))
+        steps = max(1, min(steps, self._steps_with_pages(steps), self._steps_to_overtaking(context_G)))
         times = self._times(self.index)
         first = times.seconds(rows * self._drafted, context, mean)
         more = growth = 0.0
@@ -344,6 +354,16 @@ class DecodeUnit:
             more, growth = (last - first) / (steps - 1), (grown - context) / (steps - 1)
         record = DecodeLeap(times, self.index, steps, rows * self._drafted, context, growth, mean, sequences)
         return Leap(steps, first, more, now, now, record)
+
+    def _steps_to_overtaking(self, context_G: NDArray[np.float64]) -> int:
+        """Return after how many steps another rank comes to have the longest contexts, having more that grow."""
+        longest = int(context_G.argmax())
+        more_G = self._rows_G > self._rows_G[longest]
+        if not more_G.any():
+            return _MANY
+        ahead_G = context_G[longest] - context_G[more_G]
+        gained_G = self._tokens * (self._rows_G[more_G] - self._rows_G[longest])
+        return floor((ahead_G / gained_G).min()) + 1
 
     # pages
 

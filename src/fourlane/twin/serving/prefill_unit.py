@@ -170,12 +170,10 @@ class PrefillUnit:
     # steps
 
     def wake(self) -> None:
-        """Begin a step, if none is under way and there is something to compute; idle ranks take a moment to wake."""
+        """Begin a step, if none is under way and there is something to compute, with all that has come by then."""
         if self._step is not None or self.paused or not self._busy:
             return
-        if not self._wake_s:
-            self._begin()
-        elif not self._waking:
+        if not self._waking:
             self._waking = True
             self._clock.at(self._clock.now + self._wake_s, self._woken)
 

@@ -92,8 +92,7 @@ def test_leaps_change_nothing(monkeypatch: pytest.MonkeyPatch, tokens_per_step: 
     monkeypatch.setattr(decode_unit, "SHORT_STEPS", 1)
     monkeypatch.setattr(decode_unit, "GROWTH", 0.0)
     stepping, steps = run()
-    # another rank may come to have the longest contexts within a leap; nothing else differs
-    assert leaping == pytest.approx(stepping, rel=1e-4)
+    assert leaping == pytest.approx(stepping, rel=1e-9)
     assert leaps < steps / 2
 
 
