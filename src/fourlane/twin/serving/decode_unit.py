@@ -293,7 +293,8 @@ class DecodeUnit:
         taken = leap.steps_by(now) if steps is None else steps
         self._step += taken
         if taken:
-            self._records.decode_leap(replace(leap.record, steps=taken), leap.began, now)
+            record = leap.record if taken == leap.record.steps else replace(leap.record, steps=taken)
+            self._records.decode_leap(record, leap.began, now)
         self._leap = None
         self._planned = 0
 

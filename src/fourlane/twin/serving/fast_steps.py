@@ -37,6 +37,7 @@ class FastSteps:
         self.ranks = ranks
         self.phase = phase
         self._points: dict[Point, StepTime] = {}
+        self._seconds: dict[Point, float] = {}
 
     def seconds(self, rows: float, positions: float, mean: float, *, logits: int = 0) -> float:
         """Return the seconds of a step.
@@ -47,17 +48,17 @@ class FastSteps:
             mean: rows of the mean rank.
             logits: prompts that end in the step on the fullest rank; a decoding row always has its own.
         """
-        rows_at = _between(rows, _ROWS, whole=True)
-        positions_at = _between(positions / rows, _POSITIONS)
+        each_at = _between(positions / rows, _POSITIONS)
         share_at = _between(mean / rows, _SHARES)
         ends = _power_above(logits)
         seconds = 0.0
-        for row, row_weight in rows_at:
-            for each, each_weight in positions_at:
+        for row, row_weight in _between(rows, _ROWS, whole=True):
+            for each, each_weight in each_at:
+                both = row_weight * each_weight
                 for share, share_weight in share_at:
-                    weight = row_weight * each_weight * share_weight
-                    if weight:
-                        seconds += weight * self.at((row, each, share, ends)).seconds
+                    point = (row, each, share, ends)
+                    known = self._seconds.get(point)
+                    seconds += both * share_weight * (self.at(point).seconds if known is None else known)
         return seconds
 
     def at(self, point: Point) -> StepTime:
@@ -65,6 +66,7 @@ class FastSteps:
         known = self._points.get(point)
         if known is None:
             known = self._points[point] = self.model.step(load_of(point, self.ranks, self.phase))
+            self._seconds[point] = known.seconds
         return known
 
     def nearest(self, rows: float, positions: float, mean: float, *, logits: int = 0) -> Point:
@@ -98,20 +100,21 @@ def _power_above(count: int) -> float:
 
 
 def _between(value: float, per_doubling: int, *, whole: bool = False) -> tuple[tuple[float, float], ...]:
-    """Return the points below and above a value, each with its weight."""
+    """Return the points around a value, each with its weight: two, or the one that it is."""
     if value <= _LEAST:
         share = max(0.0, value) / _LEAST
-        return (0.0, 1 - share), (_LEAST, share)
+        return ((0.0, 1 - share), (_LEAST, share)) if share else ((0.0, 1.0),)
     if whole and 1 <= value <= _WHOLE:
         low = float(floor(value))
-        return (low, low + 1 - value), (low + 1, value - low)
+        return ((low, 1.0),) if low == value else ((low, low + 1 - value), (low + 1, value - low))
     index = floor(log2(value) * per_doubling)
     low, high = 2.0 ** (index / per_doubling), 2.0 ** ((index + 1) / per_doubling)
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
-    return (low, 1 - share), (high, share)
+    share = (value - low) / (high - low)
+    if share <= 0:
+        return ((low, 1.0),)
+    return ((low, 1 - share), (high, share)) if share < 1 else ((high, 1.0),)
 
 
 def _nearest(points: tuple[tuple[float, float], ...]) -> float:
     """Return the point with most weight, the lower of equals."""
-    (low, low_weight), (high, high_weight) = points
-    return low if low_weight >= high_weight else high
+    return max(points, key=lambda point: point[1])[0]

@@ -6,7 +6,9 @@ get (`twin.kv_path`, `twin.cluster_use`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fourlane.twin.serving.fast_steps import FastSteps
@@ -20,6 +22,8 @@ __all__ = ["BACKGROUNDS", "SlowedExchange", "UnitTimes"]
 
 BACKGROUNDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 """Shares of a NIC that KV cache takes: the nearest of these is reckoned with."""
+
+_HALFWAY = tuple((low + high) / 2 for low, high in pairwise(BACKGROUNDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class UnitTimes:
 
     def at(self, background: float = 0.0, slower: float = 1.0) -> FastSteps:
         """Return step times with a share of NICs taken by KV cache, and an exchange so many times as slow."""
-        case = (min(BACKGROUNDS, key=lambda level: abs(level - background)), slower)
+        case = (BACKGROUNDS[bisect_left(_HALFWAY, background)] if background else 0.0, slower)
         if case not in self._cases:
             self._cases[case] = self._made(*case)
         return self._cases[case]
