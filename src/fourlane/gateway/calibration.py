@@ -14,11 +14,11 @@ import importlib.metadata
 import os
 import platform
 import statistics
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ from fourlane.engine.model.config import resolve_model_path
 from fourlane.engine.rank_config import exchange_of
 from fourlane.errors import SpecError
 from fourlane.gateway.live_steps import LiveService
+from fourlane.gateway.processor_use import ProcessorUse
 from fourlane.spec.architecture_file import load_architecture
 from fourlane.spec.hardware_profile import (
     Crowding,
@@ -42,17 +43,22 @@ from fourlane.twin.assembly_parts import DISPATCHED
 from fourlane.twin.measured_times import PassLoad, pass_seconds, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from fourlane.gateway.live_steps import Gap, LivePrompts
+    from fourlane.gateway.live_steps import Gap
     from fourlane.spec.architecture import Architecture
     from fourlane.spec.deployment import Deployment, Pool
 
-__all__ = ["Effort", "busy_share", "calibrate"]
+__all__ = ["Effort", "calibrate"]
 
 Phase = Literal["prefill", "decode"]
 _NOTHING = MeasuredPart(rows=(1.0,), seconds=(0.0,))
 _BURSTS = 6
+_DISTURBED = 0.06
+"""Share of the processors that others may use while something is measured."""
+_PATIENCE = 4
+K = TypeVar("K")
+V = TypeVar("V")
 _STEPS = 96
 """About as many as there are with two ranks a unit."""
 _SHORT, _LONG = 96, 480
@@ -64,15 +70,17 @@ class Effort:
     """How long it is measured.
 
     Args:
-        pass_s: of each pass's load, in each round.
-        rounds: of everything; a quick one counts, since whatever else runs makes others slower.
+        pass_s: of passes of each load, in each round; pass_rounds: of which the quickest counts.
+        rounds: of each load of the running service in which others use hardly any of the processors; the median counts.
+        Disturbed ones are taken again, up to so many times as many; where all are, the quickest counts.
         output: tokens of each decoding sequence in the running service.
         prompts: of each length.
         crowded_s: of prompts beside decoding sequences.
     """
 
-    pass_s: float = 0.2
-    rounds: int = 4
+    pass_s: float = 0.1
+    rounds: int = 3
+    pass_rounds: int = 8
     output: int = 64
     prompts: int = 8
     crowded_s: float = 1.0
@@ -109,7 +117,8 @@ def calibrate(
         device=pools["decode"].device,
         cores=os.cpu_count() if pools["decode"].device == "cpu" else None,
         date=f"{datetime.now(UTC):%Y-%m-%d}",
-        source="fourlane twin calibrate",
+        source="fourlane twin calibrate"
+        + (f" ({live.disturbed} of its loads always disturbed by other work)" if live.disturbed else ""),
         fitted="what steps take beside their passes: steps of the running service under loads of calibration's own",
         versions=_versions(),
         model=deployment.model.path,
@@ -136,25 +145,6 @@ class _Steps:
         if self._show is not None:
             self._show(self._done, max(_STEPS, self._done + 1), text)
         self._done += 1
-
-
-def _usual(rounds: int) -> int:
-    """Return which of so many rounds counts, from the quickest on: others make some slower, and luck one quicker."""
-    return (rounds - 1) // 3
-
-
-def busy_share(seconds: float = 0.5) -> float:
-    """Return the share of this machine's processor time that is in use."""
-    before = _processor_times()
-    time.sleep(seconds)
-    busy, total = (after - then for after, then in zip(_processor_times(), before, strict=True))
-    return busy / total if total else 0.0
-
-
-def _processor_times() -> tuple[int, int]:
-    """Return busy and all processor time since the machine started, in ticks."""
-    ticks = [int(field) for field in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def _pools(deployment: Deployment) -> dict[Phase, Pool]:
@@ -211,7 +201,7 @@ def _measure_passes(
             threads=pool.threads,
             cases=tuple(cases),
             seconds=effort.pass_s,
-            rounds=effort.rounds,
+            rounds=effort.pass_rounds,
         )
         times = measure_alone(plan, lambda case: show(f"passes: {phase}, {case.rows} rows a rank"))
     top_k = load_architecture(deployment.model.path).top_k
@@ -263,6 +253,7 @@ class _Found:
     overheads: MeasuredOverheads
     hand_off_s: float
     crowding: Crowding | None
+    disturbed: int
 
 
 class _Live:
@@ -280,6 +271,35 @@ class _Live:
         self._deployment, self._architecture, self._phases = deployment, architecture, phases
         self._ranks = _pools(deployment)["decode"].ranks
         self._longest, self._effort, self._show = longest, effort, show
+        self._pids: list[int] = []
+        self._disturbed = 0
+        """Loads that others disturbed every time."""
+
+    async def _in_turn(
+        self, measures: dict[K, Callable[[], Awaitable[V]]], text: str, cost: Callable[[V], float]
+    ) -> dict[K, V]:
+        """Measure things in turn, each until enough rounds were undisturbed; return of each what usually comes.
+
+        Args:
+            measures: what measures each.
+            text: says what is measured, with its key.
+            cost: of what was measured, by which one is usual or quickest.
+        """
+        clean: dict[K, list[V]] = {key: [] for key in measures}
+        disturbed: dict[K, list[V]] = {key: [] for key in measures}
+        for _ in range(self._effort.rounds * _PATIENCE):
+            for key, measure in measures.items():
+                if len(clean[key]) == self._effort.rounds:
+                    continue
+                self._show(text.format(key))
+                use = ProcessorUse(self._pids)
+                found = await measure()
+                (clean if use.others() < _DISTURBED else disturbed)[key].append(found)
+        self._disturbed += sum(not found for found in clean.values())
+        return {
+            key: sorted(clean[key], key=cost)[len(clean[key]) // 2] if clean[key] else min(disturbed[key], key=cost)
+            for key in measures
+        }
 
     async def measure(self) -> _Found:
         """Bring the service up, send all loads, take it down."""
@@ -292,6 +312,7 @@ class _Live:
             client = Client(service.base_url, api_key=service.api_key)
             vocabulary = self._architecture.vocabulary
             live = LiveService(client, service.state.model.name, range(vocabulary // 10, vocabulary * 9 // 10))
+            self._pids = [rank.hello.pid for rank in service.router.ranks.values() if rank.hello is not None]
             live.longest = self._longest
             try:
                 return await self._all(live)
@@ -306,7 +327,7 @@ class _Live:
         crowding = None
         if _pools(self._deployment)["decode"].device == "cpu":
             crowding = await self._crowding(live, prefill, decode, overheads.arrive_s)
-        return _Found(prefill, decode, overheads, hand_off_s, crowding)
+        return _Found(prefill, decode, overheads, hand_off_s, crowding, self._disturbed)
 
     def _decode_load(self, sequences: int, context: float) -> PassLoad:
         fullest = -(-sequences // self._ranks)
@@ -323,31 +344,25 @@ class _Live:
         counts = [1, *(self._ranks * each for each in (1, 3, 6, 12, 20) if each <= most)]
         if self._ranks == 1:
             counts = counts[1:]
-        beyond: dict[int, list[float]] = {sequences: [] for sequences in counts}
-        hand_offs = list[float]()
-        for _ in range(self._effort.rounds):
-            for sequences in counts:
-                self._show(f"the service decodes {sequences} sequences")
-                gaps = await live.decoding(sequences, prompt=32, output=self._effort.output)
-                beyond[sequences].append(self._beyond(phase, sequences, gaps))
-                if sequences == counts[0]:
-                    hand_offs.append(live.first_gap_s - statistics.fmean(gap.seconds for gap in gaps))
-        seconds = tuple(max(0.0, sorted(found)[_usual(len(found))]) for found in beyond.values())
+
+        async def measure(sequences: int) -> tuple[float, float]:
+            gaps = await live.decoding(sequences, prompt=32, output=self._effort.output)
+            hand_off_s = live.first_gap_s - statistics.fmean(gap.seconds for gap in gaps)
+            return self._beyond(phase, sequences, gaps), hand_off_s
+
+        text = "the service decodes {} sequences"
+        found = await self._in_turn({count: partial(measure, count) for count in counts}, text, lambda pair: pair[0])
+        seconds = tuple(max(0.0, beyond) for beyond, _ in found.values())
         beside = MeasuredPart(rows=tuple(map(float, counts)), seconds=seconds)
-        return msgspec.structs.replace(phase, beside=beside), max(0.0, statistics.median(hand_offs))
+        return msgspec.structs.replace(phase, beside=beside), max(0.0, found[counts[0]][1])
 
     async def _prefill(self, live: LiveService) -> tuple[MeasuredPhase, MeasuredOverheads]:
         """Return prefill's times with what its steps take beyond passes, and what a request waits for besides."""
         phase = self._phases["prefill"]
         most = min(self._deployment.prefill.chunk_tokens if self._deployment.prefill else 1, self._longest - 2)
         sizes = sorted({most, *(size for size in (16, 48, 192, 384, 1536) if size < most)})
-        runs: dict[int, list[LivePrompts]] = {size: [] for size in sizes}
-        for _ in range(self._effort.rounds):
-            for size in sizes:
-                self._show(f"the service computes prompts of {size} tokens")
-                runs[size].append(await live.prompts(size, self._effort.prompts))
-        ordered = {size: sorted(found, key=lambda run: run.ttft_s) for size, found in runs.items()}
-        usual = {size: found[_usual(len(found))] for size, found in ordered.items()}
+        measures = {size: partial(live.prompts, size, self._effort.prompts) for size in sizes}
+        usual = await self._in_turn(measures, "the service computes prompts of {} tokens", lambda run: run.ttft_s)
         seconds = tuple(max(0.0, run.step_s - self._prompt_pass(phase, size, 1)) for size, run in usual.items())
         beside = MeasuredPart(rows=tuple(map(float, sizes)), seconds=seconds)
         overheads = MeasuredOverheads(
@@ -372,15 +387,13 @@ class _Live:
         self, live: LiveService, prefill: MeasuredPhase, decode: MeasuredPhase, arrive_s: float
     ) -> Crowding:
         """Return how many times as long steps of either phase take beside steps of the other."""
-        found: dict[int, list[tuple[float, float]]] = {at_once: [] for at_once in sorted({1, self._ranks})}
-        for _ in range(self._effort.rounds):
-            for at_once, factors in found.items():
-                self._show(f"the service decodes beside prompts, {at_once} at a time")
-                factors.append(await self._crowded(live, prefill, decode, arrive_s, at_once))
-        lone, both = (
-            sorted(found[at_once], key=lambda pair: pair[0] * pair[1])[_usual(self._effort.rounds)]
-            for at_once in (1, self._ranks)
-        )
+        measures = {
+            at_once: partial(self._crowded, live, prefill, decode, arrive_s, at_once)
+            for at_once in sorted({1, self._ranks})
+        }
+        text = "the service decodes beside prompts, {} at a time"
+        found = await self._in_turn(measures, text, lambda pair: pair[0] * pair[1])
+        lone, both = found[1], found[self._ranks]
         return Crowding(prefill=both[0], decode=both[1], prefill_lone=lone[0], decode_lone=lone[1])
 
     async def _crowded(

@@ -41,8 +41,8 @@ def calibrate(*, deployment: Path | None, overrides: tuple[str, ...], device: st
     Nothing else should run meanwhile: what others take shows as slower ranks.
     """
     from fourlane.cli.progress_bar import steps_bar
-    from fourlane.gateway.calibration import busy_share
     from fourlane.gateway.calibration import calibrate as measure
+    from fourlane.gateway.processor_use import busy_share
     from fourlane.report.tables import console, print_table
     from fourlane.spec.load import load_deployment
     from fourlane.spec.writing import render
