@@ -43,7 +43,7 @@ from fourlane.twin.assembly_parts import DISPATCHED
 from fourlane.twin.measured_times import PassLoad, pass_seconds, seconds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from fourlane.gateway.live_steps import Gap
     from fourlane.spec.architecture import Architecture
@@ -276,7 +276,7 @@ class _Live:
         """Loads that others disturbed every time."""
 
     async def _in_turn(
-        self, measures: dict[K, Callable[[], Awaitable[V]]], text: str, cost: Callable[[V], float]
+        self, measures: Mapping[K, Callable[[], Awaitable[V]]], text: str, cost: Callable[[V], float]
     ) -> dict[K, V]:
         """Measure things in turn, each until enough rounds were undisturbed; return of each what usually comes.
 
