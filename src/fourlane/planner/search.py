@@ -18,7 +18,7 @@ import msgspec
 
 from fourlane.errors import SpecError
 from fourlane.planner.estimate import decode_rate, prefill_rate
-from fourlane.planner.points import points_of
+from fourlane.planner.points import Points
 from fourlane.planner.shapes import Shapes, kv_networks
 from fourlane.planner.values import PlanResult, PlanRow
 from fourlane.spec.twin import Twin, TwinPool
@@ -83,10 +83,16 @@ def plan(
     tell(0, 1, "reading")
     architecture, cluster, gpu = named_parts(_twin(spec, _any_pair(), (1, 1)))
     shapes = Shapes(spec, architecture, cluster, gpu)
-    pairs = _rated(spec, shapes, kv_networks(spec, cluster), tell)
-    search = _Search(spec, shapes.budget, processes, tell)
-    search.try_pairs(_chosen(pairs, max(1, round(spec.search.points * _FIRST))))
-    search.go_on()
+    networks = kv_networks(spec, cluster)
+    with Points(processes) as points:
+        points.start(spec.search.points)
+        pairs = _rated(spec, shapes, networks, tell)
+        search = _Search(spec, shapes.budget, points, tell)
+        chosen = _chosen(pairs, spec.search.points)
+        first = max(1, round(spec.search.points * _FIRST))
+        search.try_pairs(chosen[:first])
+        search.go_on()
+        search.try_pairs(chosen[first : first + spec.search.points - search.points])
     rows = _ranked(search.rows)
     if not rows:
         raise SpecError(*dict.fromkeys(search.refused))
@@ -179,15 +185,16 @@ class _Search:
     Args:
         spec: what is asked for.
         budget: GPUs at most.
-        processes, tell: as of `plan`.
+        worked_out: who works out operating points.
+        tell: as `progress` of `plan`.
     """
 
     def __init__(
-        self, spec: PlanSpec, budget: int, processes: int | None, tell: Callable[[int, int, str], object]
+        self, spec: PlanSpec, budget: int, worked_out: Points, tell: Callable[[int, int, str], object]
     ) -> None:
         self.spec = spec
         self.budget = budget
-        self.processes = processes
+        self.worked_out = worked_out
         self.tell = tell
         self.found: dict[_Pair, list[PlanRow]] = {}
         self.refused: list[str] = []
@@ -224,9 +231,8 @@ class _Search:
     def _work_out(self, wanted: Sequence[tuple[_Pair, tuple[int, int]]]) -> None:
         done, total = self.points, self.spec.search.points
         twins = [_twin(self.spec, pair, units) for pair, units in wanted]
-        outcomes = points_of(
+        outcomes = self.worked_out.of(
             twins,
-            processes=self.processes,
             progress=lambda now, _all: self.tell(min(done + now, total), total, "operating points"),
         )
         for (pair, units), twin, outcome in zip(wanted, twins, outcomes, strict=True):
