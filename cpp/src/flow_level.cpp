@@ -34,7 +34,7 @@ FlowRates FlowLevel::rates(std::span<const std::uint32_t> flows) const {
         const std::uint32_t link = sharing.bottleneck()[f];
         if (link != flow_level::kNone) found.bottleneck[f] = static_cast<std::int32_t>(network_->shown_as[link]);
     }
-    found.port_rate = network_->on_ports(sharing.load(sharing.rate(), true));
+    found.port_rate = network_->on_ports(sharing.load(sharing.rate(), true), 1.0);
     return found;
 }
 

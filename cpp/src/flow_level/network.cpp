@@ -73,8 +73,9 @@ const Network::Spread& Network::spread_between(std::uint32_t from, std::uint32_t
     const auto found = known_.find(key);
     if (found != known_.end()) return found->second;
     const auto number = static_cast<std::uint32_t>(spreads.size());
-    const auto evenly = [](std::uint32_t) { return 1.0; };
-    spread_out(ends, evenly, [this](std::span<const std::uint32_t> ports, double share) {
+    Room known;
+    const auto weight = [&](std::uint32_t port) { return ends.adaptive ? room_by(port, leaf, {}, known) : 1.0; };
+    spread_out(ends, weight, [this](std::span<const std::uint32_t> ports, double share) {
         spreads.values.push_back({ports.size() == 1 ? ports[0] : trunk_of(ports), static_cast<float>(share)});
     });
     spreads.end_row();
@@ -96,7 +97,7 @@ void Network::spread_out(const Ends& ends, const Weight& weight, const Tell& tel
             double all = 0;
             for (const std::uint32_t port : ports) all += weight(port);
             for (const std::uint32_t port : ports) {
-                const double part = share * weight(port) / all;
+                const double part = share * (all > 0 ? weight(port) / all : 1.0 / static_cast<double>(ports.size()));
                 if (!ends.adaptive) tell(std::span{&port, 1}, part);
                 if (node_behind(port) != ends.leaf) next.emplace_back(node_behind(port), part);
             }
@@ -147,7 +148,8 @@ double Network::room(std::uint32_t node, std::uint32_t leaf, std::span<const dou
 }
 
 double Network::room_by(std::uint32_t port, std::uint32_t leaf, std::span<const double> taken, Room& known) const {
-    const double own_room = std::max(capacity[port] - taken[port], kLeastRoom * capacity[port]);
+    const double used = taken.empty() ? 0.0 : taken[port];
+    const double own_room = std::max(capacity[port] - used, kLeastRoom * capacity[port]);
     return std::min(own_room, room(node_behind(port), leaf, taken, known));
 }
 
@@ -227,16 +229,29 @@ void Network::step(Way& way, std::uint32_t port, bool first) const {
     if (in_.node_cut_through[from] == 0) way.pace += pace;
 }
 
-// Flows with a path of their own are counted at their port and at its trunks; only what came on top is spread.
-std::vector<double> Network::on_ports(const std::vector<double>& load) const {
+// Flows with a path of their own are counted at their port and at its trunks; what came on top is spread by the room
+// that they leave.
+std::vector<double> Network::on_ports(const std::vector<double>& load, double seconds) const {
     const std::size_t queues = in_.queue_weight.size();
     std::vector<double> found(load.begin(), load.begin() + static_cast<std::ptrdiff_t>(ports() * queues));
     for (std::size_t t = 0; t < members_.size(); ++t) {
-        for (std::size_t q = 0; q < queues; ++q) {
-            double spread_load = load[(ports() + t) * queues + q];
-            for (const std::uint32_t port : members_[t]) spread_load -= load[port * queues + q];
-            const double share = std::max(0.0, spread_load) / static_cast<double>(members_[t].size());
-            for (const std::uint32_t port : members_[t]) found[port * queues + q] += share;
+        std::vector<double> room;
+        std::vector<double> spread_load(load.begin() + static_cast<std::ptrdiff_t>((ports() + t) * queues),
+                                        load.begin() + static_cast<std::ptrdiff_t>((ports() + t + 1) * queues));
+        double all = 0;
+        for (const std::uint32_t port : members_[t]) {
+            double taken = 0;
+            for (std::size_t q = 0; q < queues; ++q) {
+                taken += load[port * queues + q];
+                spread_load[q] -= load[port * queues + q];
+            }
+            room.push_back(std::max(capacity[port] * seconds - taken, kLeastRoom * capacity[port] * seconds));
+            all += room.back();
+        }
+        for (std::size_t i = 0; i < room.size(); ++i) {
+            for (std::size_t q = 0; q < queues; ++q) {
+                found[members_[t][i] * queues + q] += std::max(0.0, spread_load[q]) * room[i] / all;
+            }
         }
     }
     return found;

@@ -58,7 +58,8 @@ public:
     static constexpr std::size_t kLeastLinks = 4;  // of a flow that is on no link between switches, or is spread
 
     // What is on each queue of each port, [P, Q], from what is on that of each link: a trunk's is spread over its ports.
-    std::vector<double> on_ports(const std::vector<double>& load) const;
+    // `seconds`: in which it is carried; 1 for bytes a second.
+    std::vector<double> on_ports(const std::vector<double>& load, double seconds) const;
 
     // In what parts the flows of a spread take its links where so much of each port is taken by others, in the order of
     // its row. Adaptive routing leaves ports alone that are full, and those that lead to full ones: pauses tell it.

@@ -98,13 +98,12 @@ void Progression::run_until(double until) {
     std::size_t kept = 0;
     for (const std::uint32_t f : under_way_) {
         const double rate = sharing_.rate()[f];
-        const double sent = rate * (until - began);
-        if (sent < left_[f] * (1 - 1e-12)) {
-            left_[f] -= sent;
+        const double end = rate > 0 ? began + left_[f] / rate : kNever;
+        if (end > until) {
+            left_[f] -= rate * (until - began);
             under_way_[kept++] = f;
             continue;
         }
-        const double end = began + left_[f] / rate;
         left_[f] = 0;
         const auto source = static_cast<std::size_t>(net_.scenario().flow_src_port[f]);
         const double sent_after = static_cast<double>(net_.scenario().port_tx_latency[source]) * kPs;
@@ -118,7 +117,7 @@ void Progression::run_until(double until) {
 FlowTimes Progression::times() const {
     std::vector<double> sent(net_.wire);
     for (std::size_t f = 0; f < sent.size(); ++f) sent[f] -= left_[f];
-    return {started_, delivered_, finished_, net_.on_ports(sharing_.load(sent, true)), rounds_, now_};
+    return {started_, delivered_, finished_, net_.on_ports(sharing_.load(sent, true), std::max(now_, kPs)), rounds_, now_};
 }
 
 }  // namespace fourlane::flow_level

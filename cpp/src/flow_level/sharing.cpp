@@ -11,6 +11,7 @@ namespace fourlane::flow_level {
 
 namespace {
 
+constexpr double kLeastLeft = 0.5;  // of a link: tiny packets have as many bytes acknowledged as sent
 constexpr double kAlike = 1e-9;  // levels that differ by less are one
 constexpr double kNothing = 1e-9;  // of what was wanted at first: no flow, only what rounding left
 
@@ -99,6 +100,9 @@ void Sharing::acknowledge() {
         for (std::size_t i = links.size() - Network::kAckLinks; i < links.size(); ++i) {
             left_[links[i]] -= rate_[f] * net_.ack_use[f];
         }
+    }
+    for (std::size_t link = 0; link < left_.size(); ++link) {
+        left_[link] = std::max(left_[link], kLeastLeft * net_.capacity[link]);
     }
 }
 
@@ -286,7 +290,7 @@ double Sharing::level(std::uint32_t place) const {
 double Sharing::granted(std::uint32_t link, std::uint32_t queue) const {
     const double most = most_[queue] * net_.capacity[link];
     const bool strict = (strict_ >> queue & 1) != 0;
-    double left = std::max(0.0, left_[link]);
+    double left = left_[link];
     for (std::uint32_t q = 0; q < queues_; ++q) {
         if ((strict_ >> q & 1) != 0 && q != queue && (!strict || q > queue)) left -= used_[place_of(link, q)];
     }
