@@ -18,6 +18,7 @@ import msgspec
 
 from fourlane.errors import SpecError
 from fourlane.planner.estimate import decode_rate, prefill_rate
+from fourlane.planner.exchange_runs import simulate_exchanges
 from fourlane.planner.points import Points
 from fourlane.planner.shapes import Shapes, kv_networks
 from fourlane.planner.values import PlanResult, PlanRow
@@ -84,6 +85,7 @@ def plan(
     architecture, cluster, gpu = named_parts(_twin(spec, _any_pair(), (1, 1)))
     shapes = Shapes(spec, architecture, cluster, gpu)
     networks = kv_networks(spec, cluster)
+    simulate_exchanges(_one_of_each(spec, shapes, networks), architecture, cluster, processes=processes, tell=tell)
     with Points(processes) as points:
         points.start(spec.search.points)
         pairs = _rated(spec, shapes, networks, tell)
@@ -98,6 +100,15 @@ def plan(
         raise SpecError(*dict.fromkeys(search.refused))
     refused = {**shapes.refused, **{why: search.refused.count(why) for why in search.refused}}
     return PlanResult(spec, rows, len(pairs), search.points, refused, time.perf_counter() - began)
+
+
+def _one_of_each(spec: PlanSpec, shapes: Shapes, networks: Sequence[NetworkName]) -> list[Twin]:
+    """Return twins among which every degree of either phase is, on every network KV cache may take."""
+    prefill = {pool.ranks: pool for pool in shapes.prefill}
+    decode = {pool.ranks: pool for pool in shapes.decode}
+    pairs = [(pool, shapes.decode[0]) for pool in prefill.values()]
+    pairs += [(shapes.prefill[0], pool) for pool in decode.values()]
+    return [_twin(spec, _Pair(one, other, kv), (1, 1)) for kv in networks for one, other in pairs]
 
 
 def _any_pair() -> _Pair:

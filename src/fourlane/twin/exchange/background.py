@@ -20,10 +20,13 @@ from fourlane.twin.exchange.shipped import shipped_slowdowns
 from fourlane.twin.fabric.expert_kernels import OPERATIONS
 
 if TYPE_CHECKING:
-    from fourlane.twin.exchange.setting import ExchangeSetting
-    from fourlane.twin.exchange.table import ExchangeTable
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["background_slowdowns", "beside_kv", "key_beside_kv", "kv_lane_share"]
+    from fourlane.twin.exchange.setting import ExchangeSetting
+    from fourlane.twin.exchange.table import ExchangeTable, Measured
+    from fourlane.twin.fabric.parallel import ManyProgress
+
+__all__ = ["background_slowdowns", "beside_kv", "fill_beside_kv", "key_beside_kv", "kv_lane_share"]
 
 KIND = "exchange-beside-kv"
 _SHARE_OF_RANKS = 4
@@ -59,17 +62,32 @@ def kv_lane_share(setting: ExchangeSetting) -> float:
 
 def beside_kv(table: ExchangeTable) -> dict[str, float]:
     """Return by what each operation grows while some ranks have a transfer all the time: kept, shipped, or run."""
-    key = key_beside_kv(table)
+    return fill_beside_kv([table])[0]
+
+
+def fill_beside_kv(
+    tables: Sequence[ExchangeTable],
+    *,
+    processes: int | None = 1,
+    progress: Callable[[ManyProgress], object] | None = None,
+) -> list[dict[str, float]]:
+    """Do so for many tables, all runs that are missing side by side; `processes` and `progress` as of `run_many`."""
+    keys = [key_beside_kv(table) for table in tables]
+    wanted = {key: table for key, table in zip(keys, tables, strict=True) if not _known(key)}
+    for key, slowdowns in _simulated(wanted, processes, progress).items():
+        _found()[key] = slowdowns
+        keep(KIND, key, BesideKv(key=key, slowdowns=slowdowns))
+    return [_found()[key] for key in keys]
+
+
+def _known(key: str) -> bool:
+    """Tell whether something was found before, here or elsewhere; and have it at hand then."""
     if key not in _found():
         held = kept(KIND, key, BesideKv)
-        if held is not None and held.key == key:
-            _found()[key] = held.slowdowns
-        elif (shipped := shipped_slowdowns(key)) is not None:
-            _found()[key] = shipped
-        else:
-            _found()[key] = _simulated(table)
-            keep(KIND, key, BesideKv(key=key, slowdowns=_found()[key]))
-    return _found()[key]
+        slowdowns = held.slowdowns if held is not None and held.key == key else shipped_slowdowns(key)
+        if slowdowns is not None:
+            _found()[key] = slowdowns
+    return key in _found()
 
 
 def key_beside_kv(table: ExchangeTable) -> str:
@@ -84,28 +102,30 @@ def _found() -> dict[str, dict[str, float]]:
     return {}
 
 
-def _simulated(table: ExchangeTable) -> dict[str, float]:
-    """Return by what each operation grows while some ranks have a transfer all the time, from packet runs."""
-    balanced = {
-        operation: max(
-            (run for run in table.runs if run.operation == operation and run.max_over_mean == 1.0),
-            key=lambda run: run.tokens,
-        )
-        for operation in OPERATIONS
-    }
+def _simulated(
+    wanted: Mapping[str, ExchangeTable], processes: int | None, progress: Callable[[ManyProgress], object] | None
+) -> dict[str, dict[str, float]]:
+    """Return by what each operation of tables grows while some ranks have a transfer all the time, from packet runs."""
+    alone = [(key, operation, _largest(table, operation)) for key, table in wanted.items() for operation in OPERATIONS]
     runs = [
         ExchangeRun(
-            table.setting,
+            wanted[key].setting,
             operation,
-            alone.tokens,
-            kv_ranks=max(1, table.setting.ranks // _SHARE_OF_RANKS),
-            kv_s=alone.seconds * _LONGER,
+            run.tokens,
+            kv_ranks=max(1, wanted[key].setting.ranks // _SHARE_OF_RANKS),
+            kv_s=run.seconds * _LONGER,
         )
-        for operation, alone in balanced.items()
+        for key, operation, run in alone
     ]
-    net = table.setting.topology(runs[0].servers)
-    results = completed(runs, 1)
-    return {
-        run.operation: max(1.0, run.read(each, net).seconds / balanced[run.operation].seconds)
-        for run, each in zip(runs, results, strict=True)
-    }
+    found: dict[str, dict[str, float]] = {key: {} for key in wanted}
+    done = completed(runs, processes, progress) if runs else []
+    for (key, operation, before), run, results in zip(alone, runs, done, strict=True):
+        seconds = run.read(results, run.setting.topology(run.servers)).seconds
+        found[key][operation] = max(1.0, seconds / before.seconds)
+    return found
+
+
+def _largest(table: ExchangeTable, operation: str) -> Measured:
+    """Return the largest balanced run of an operation."""
+    balanced = (run for run in table.runs if run.operation == operation and run.max_over_mean == 1.0)
+    return max(balanced, key=lambda run: run.tokens)

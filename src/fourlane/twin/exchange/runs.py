@@ -115,10 +115,16 @@ class ExchangeRun:
     def read(self, results: Results, topology: Topology) -> RunTime:
         """Return what came out, mean of units."""
         taken = results.delivered_us[results.flows_of("expert")] / 1e6
+        nic, nvlink = busiest_ports(topology, results)
+        return RunTime(float(self._last(taken).mean()), nic, nvlink)
+
+    def _last(self, taken: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return when the last flow of each unit was there."""
+        if self.units == 1:
+            return taken.max(initial=0.0, keepdims=True)
         last = np.zeros(self.units)
         np.maximum.at(last, self.traffic.source // self.setting.ranks, taken)
-        nic, nvlink = busiest_ports(topology, results)
-        return RunTime(float(last.mean()), nic, nvlink)
+        return last
 
     def _traffic_of(self, unit: int) -> ExpertTraffic:
         setting = self.setting
