@@ -64,7 +64,7 @@ class Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def source(self, figure: str) -> str:
         """Return where a figure is from: the rows it was fitted on, or where it was read."""
         rows = self.fitted.get(figure)
-        return f"fitted: {', '.join(rows)}" if rows else self.sources[figure]
+        return f"fitted: {' and '.join(rows)}" if rows else self.sources[figure]
 
 
 class _Efficiencies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

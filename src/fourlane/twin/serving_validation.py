@@ -42,6 +42,8 @@ __all__ = [
     "gemm_checks",
     "limit_check",
     "overlap_check",
+    "row_architecture",
+    "row_load",
     "row_steps",
     "serving_checks",
     "throughput",
