@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 BAR_S = 10.0
 TWIN = "deepseek-h800"
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
+SHARES = (1 / 4, 1 / 2, 1)
 STEPPED_REQUESTS = 1500
 KNEE_RATE, KNEE_INPUT = 60.0, 4096
-KNEE = (10.0, 3.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.4, 0.3, 0.25)
+KNEE = (10.0, 3.0, 1.5, 1.2, 1.0, 0.7, 0.5, 0.35, 0.25)
 
 
 def main() -> None:
@@ -58,8 +58,7 @@ def main() -> None:
 def times(trace: Path, repetitions: int) -> list[str]:
     """Time growing parts of a trace, and a part of it without leaps; return a table's lines."""
     whole = of_trace(trace)
-    simulate(whole)  # modules are loaded, and memory is there
-    requests = len(simulate(whole).requests)
+    requests = len(simulate(whole).requests)  # and modules are loaded, memory is there
     lines = [
         f"{TWIN}: 16 prefill units (EP32) and 8 decode units (EP144), {trace.name}, medians of {repetitions}.",
         "",

@@ -88,7 +88,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `input_len`, `output_len`: "128", "64..256", "lognormal:MEDIAN/P99", as `fourlane bench serve` takes them.
     `burstiness`: coefficient of variation of the gaps, 1 Poisson. `trace`: Azure .csv or Mooncake .jsonl; `speed` 2
     plays it twice as fast. `rate` in requests a second. `shared_prefix`: tokens that all drawn prompts begin with.
-    `requests`: how many are simulated (of a trace: the first so many; None: all, or 2,000 drawn ones).
+    `requests`: how many are simulated (of a trace: the first so many; None: all; of drawn ones as many as come in 30 s,
+    2,000 at least).
     """
 
     rate: float | None = None

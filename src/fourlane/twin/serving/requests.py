@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "RequestLoad", "request_load"]
 
-DRAWN_REQUESTS = 2000
+DRAWN_REQUESTS, DRAWN_S = 2000, 30.0
+"""Where the workload does not say: at least so many requests, and as many as come in so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def request_load(workload: Workload, *, block_size: int, seed: int) -> RequestLo
         return _recorded(workload, Path(workload.trace), names)
     if (workload.rate is None) == (workload.concurrency is None):
         raise SpecError("workload: expected a trace, or either a rate (open loop) or a concurrency (closed loop)")
-    count = workload.requests or DRAWN_REQUESTS
+    count = workload.requests or max(DRAWN_REQUESTS, round(DRAWN_S * (workload.rate or 0.0)))
     requests = tuple(_drawn(workload, count, names, seed))
     when = f"{workload.concurrency} at a time" if workload.rate is None else f"{workload.rate:g} a second"
     what = f"{workload.input_len} tokens in, {workload.output_len} out"

@@ -15,6 +15,7 @@ import numpy as np
 
 from fourlane.twin.point_values import Latency
 from fourlane.twin.serving.make_up import MakeUp, make_up
+from fourlane.twin.serving.series import spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,6 +207,33 @@ class ServingResults:
         return max(end - begin, 1e-12)
 
     @cached_property
+    def steady(self) -> tuple[float, float]:
+        """Return the seconds between which throughput and use are counted: while as much begins as ends.
+
+        That is from when as long has passed as a mean answer takes until the last request is sent; of loads too short
+        for it, all of the time.
+        """
+        begin, end = self.span
+        if not self.answered.any():
+            return begin, end
+        answer_s, last = self.e2e.mean, float(self.requests.sent[self.counted].max())
+        return (begin + answer_s, last) if last - begin > 1.5 * answer_s else (begin, max(end, begin + 1e-12))
+
+    @property
+    def steady_s(self) -> float:
+        """Return how many seconds that is."""
+        return self.steady[1] - self.steady[0]
+
+    def amount(self, begins: NDArray[np.float64], ends: NDArray[np.float64], amounts: NDArray[np.float64]) -> float:
+        """Return how much of amounts, each spread evenly from its begin to its end, falls into the steady time."""
+        return float(spread(begins, ends, amounts, np.array(self.steady))[0])
+
+    def ended_in_steady(self) -> NDArray[np.bool_]:
+        """Tell which requests were answered in full, and at a time that is counted as steady."""
+        begin, end = self.steady
+        return self.answered & (self.requests.ended > begin) & (self.requests.ended <= end)
+
+    @cached_property
     def answered(self) -> NDArray[np.bool_]:
         """Tell which requests count and were answered in full."""
         return self.counted & self.requests.done
@@ -251,7 +279,7 @@ class ServingResults:
         tpot = requests.done & quick
         count = max(1, int(counted.sum()))
         good = int((ttft & tpot & counted).sum())
-        goodput = good / self.duration
+        goodput = int((ttft & tpot & self.ended_in_steady()).sum()) / self.steady_s
         return Attainment(
             met=good / count >= slo.share,
             share=good / count,
@@ -264,17 +292,21 @@ class ServingResults:
     @property
     def rate(self) -> float:
         """Return the requests a second that were answered."""
-        return int(self.answered.sum()) / self.duration
+        return int(self.ended_in_steady().sum()) / self.steady_s
 
     @property
     def output_tokens_s(self) -> float:
         """Return the tokens answered a second."""
-        return float(self.requests.output_tokens[self.answered].sum()) / self.duration
+        requests, answered = self.requests, self.answered
+        tokens = requests.output_tokens[answered].astype(np.float64)
+        return self.amount(requests.first_token[answered], requests.ended[answered], tokens) / self.steady_s
 
     @property
     def input_tokens_s(self) -> float:
         """Return the prompt tokens taken in a second, those found in a cache included."""
-        return float(self.requests.prompt_tokens[self.answered].sum()) / self.duration
+        begin, end = self.steady
+        computed = self.answered & (self.requests.first_token > begin) & (self.requests.first_token <= end)
+        return float(self.requests.prompt_tokens[computed].sum()) / self.steady_s
 
     @property
     def cache_hits(self) -> float:
@@ -298,7 +330,10 @@ class ServingResults:
         requests, answered = self.requests, self.answered & np.isfinite(self.requests.kv_done)
         overheads = self.assembly.overheads
         sampled = requests.first_token[answered] - overheads.deliver_s
-        whole = max(self.duration, 1e-12)
+        sent = (requests.prompt_tokens * self.assembly.kv_token_bytes).astype(np.float64)[answered]
+        begun = requests.started[answered]
+        share = self.amount(begun, requests.kv_done[answered], sent) / max(float(sent.sum()), 1e-12)
+        whole = self.steady_s / share if share else np.inf
         return KvUse(
             bytes=self.kv_bytes,
             out_share=float(self.kv_out_s.mean()) / whole,
@@ -314,8 +349,9 @@ class ServingResults:
         requests, twin, decode = self.requests, self.assembly.twin, self.assembly.decode
         placed = self.answered & np.isfinite(requests.placed)
         tokens = requests.prompt_tokens[placed] + requests.output_tokens[placed] / 2
-        held = (tokens / twin.block_size + 0.5) * (requests.ended[placed] - requests.placed[placed])
-        return float(held.sum()) / (decode.ranks * decode.memory.kv_blocks * self.duration)
+        begun, ended = requests.placed[placed], requests.ended[placed]
+        held = self.amount(begun, ended, (tokens / twin.block_size + 0.5) * (ended - begun))
+        return held / (decode.ranks * decode.memory.kv_blocks * self.steady_s)
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -338,6 +374,7 @@ class ServingResults:
             "answered": int(self.answered.sum()),
             "failures": self.failures,
             "duration_s": self.duration,
+            "steady_s": list(self.steady),
             "gpus": self.assembly.twin.gpus,
             "ttft_s": asdict(self.ttft),
             "tpot_s": asdict(self.tpot),
@@ -400,19 +437,18 @@ def _times(service: Service) -> RequestTimes:
 def _prefill_use(results: ServingResults) -> PhaseUse:
     model = results.assembly.prefill
     steps = results.prefill_steps
-    seconds = np.array([end - begin for _, begin, end in steps], np.float64)
-    busy_units = np.zeros(model.pool.units)
-    np.add.at(busy_units, [step.unit for step, _, _ in steps], seconds)
-    tokens = sum(step.total for step, _, _ in steps)
+    begins, ends, computed = _columns([(begin, end, step.total) for step, begin, end in steps])
+    busy_units = _busy(results, begins, ends, [step.unit for step, _, _ in steps], model.pool.units)
+    seconds = ends - begins
     return PhaseUse(
         phase="prefill",
-        busy=float(busy_units.mean()) / results.duration,
-        busy_units=tuple((busy_units / results.duration).tolist()),
+        busy=float(np.mean(busy_units)),
+        busy_units=busy_units,
         steps=len(steps),
         step_s=_mean(seconds),
         step_p99_s=float(np.quantile(seconds, 0.99)) if len(seconds) else 0.0,
-        tokens=tokens,
-        tokens_s_gpu=tokens / results.duration / model.ranks,
+        tokens=int(computed.sum()),
+        tokens_s_gpu=results.amount(begins, ends, computed) / results.steady_s / model.ranks,
         load=_mean(np.array([step.mean for step, _, _ in steps])),
         fullest=_mean(np.array([step.tokens for step, _, _ in steps])),
         make_up=make_up(steps),
@@ -422,29 +458,45 @@ def _prefill_use(results: ServingResults) -> PhaseUse:
 def _decode_use(results: ServingResults) -> PhaseUse:
     model = results.assembly.decode
     leaps = results.decode_leaps
-    seconds = np.array([end - begin for _, begin, end in leaps], np.float64)
+    begins, ends, told = _columns([(begin, end, leap.steps * leap.sequences) for leap, begin, end in leaps])
+    busy_units = _busy(results, begins, ends, [leap.unit for leap, _, _ in leaps], model.pool.units)
     steps = np.array([leap.steps for leap, _, _ in leaps], np.int64)
-    busy_units = np.zeros(model.pool.units)
-    np.add.at(busy_units, [leap.unit for leap, _, _ in leaps], seconds)
+    seconds = ends - begins
     requests = results.requests
-    tokens = int((requests.output_tokens - 1)[requests.done].sum())
     total = max(1, int(steps.sum()))
     each = seconds / np.maximum(1, steps)
     order = np.argsort(each)
     at_99 = np.searchsorted(np.cumsum(steps[order]), 0.99 * total) if len(steps) else 0
+    answered = results.amount(begins, ends, told * results.assembly.tokens_per_step)
     return PhaseUse(
         phase="decode",
-        busy=float(busy_units.mean()) / results.duration,
-        busy_units=tuple((busy_units / results.duration).tolist()),
+        busy=float(np.mean(busy_units)),
+        busy_units=busy_units,
         steps=int(steps.sum()),
         step_s=float(seconds.sum()) / total,
         step_p99_s=float(each[order[min(int(at_99), len(order) - 1)]]) if len(order) else 0.0,
-        tokens=tokens,
-        tokens_s_gpu=tokens / results.duration / model.ranks,
+        tokens=int((requests.output_tokens - 1)[requests.done].sum()),
+        tokens_s_gpu=answered / results.steady_s / model.ranks,
         load=float((steps * np.array([leap.mean for leap, _, _ in leaps])).sum()) / total,
         fullest=float((steps * np.array([leap.rows for leap, _, _ in leaps])).sum()) / total,
         make_up=make_up(leaps),
     )
+
+
+def _columns(rows: list[tuple[float, float, float]]) -> tuple[NDArray[np.float64], ...]:
+    return tuple(np.array(rows, np.float64).reshape(-1, 3).T)
+
+
+def _busy(
+    results: ServingResults, begins: NDArray[np.float64], ends: NDArray[np.float64], unit_of: list[int], units: int
+) -> tuple[float, ...]:
+    """Return the share of steady time that each unit was in a step."""
+    shares = []
+    of = np.array(unit_of, np.int64)
+    for unit in range(units):
+        mine = of == unit
+        shares.append(results.amount(begins[mine], ends[mine], (ends - begins)[mine]) / results.steady_s)
+    return tuple(shares)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

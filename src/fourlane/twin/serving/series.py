@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from fourlane.twin.serving.results import ServingResults
 
-__all__ = ["Series", "series"]
+__all__ = ["Series", "series", "spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ def series(results: ServingResults, stretches: int = 200) -> Series:
             "decode": answering / assembly.decode.pool.units,
         },
         tokens={
-            "prompt": _sum(since, until, computed, edges) / width,
-            "answer": _sum(from_, to, told, edges) * assembly.tokens_per_step / width,
+            "prompt": spread(since, until, computed, edges) / width,
+            "answer": spread(from_, to, told, edges) * assembly.tokens_per_step / width,
         },
         batch=_mean(from_, to, mean_rows, edges) / np.maximum(answering, 1e-12),
         blocks=_mean(placed, ended, held, edges) / blocks,
-        kv=_sum(placed, there, (prompt * assembly.kv_token_bytes).astype(np.float64), edges) / width,
+        kv=spread(placed, there, (prompt * assembly.kv_token_bytes).astype(np.float64), edges) / width,
     )
 
 
@@ -90,10 +90,10 @@ def _mean(
     """Return how much weight is under way, mean over each stretch."""
     weights = np.ones(len(begins)) if weights is None else weights
     lasting = weights * (ends - begins)
-    return _sum(begins, ends, lasting, edges) / (edges[1] - edges[0])
+    return spread(begins, ends, lasting, edges) / (edges[1] - edges[0])
 
 
-def _sum(
+def spread(
     begins: NDArray[np.float64], ends: NDArray[np.float64], amounts: NDArray[np.float64], edges: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return how much of amounts, each spread evenly from its begin to its end, falls into each stretch."""

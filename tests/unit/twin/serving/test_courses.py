@@ -39,12 +39,34 @@ def test_courses_add_up_to_the_whole(results: ServingResults) -> None:
     width = results.duration / 50
     assert course.tokens["prompt"].sum() * width == pytest.approx(results.prefill.tokens)
     assert course.tokens["answer"].sum() * width == pytest.approx(results.decode.tokens)
-    assert course.busy["prefill"].mean() == pytest.approx(results.prefill.busy)
-    assert course.busy["decode"].mean() == pytest.approx(results.decode.busy)
-    assert course.blocks.mean() == pytest.approx(results.kv.blocks, rel=1e-6)
+    for phase, records in (("prefill", results.prefill_steps), ("decode", results.decode_leaps)):
+        units = results.assembly.phases()[phase].pool.units
+        busy = sum(end - begin for _, begin, end in records)
+        assert course.busy[phase].mean() == pytest.approx(busy / units / results.duration)
     under_way = sum(lines.mean() for lines in course.requests.values())
     assert under_way == pytest.approx(results.requests.e2e.sum() / results.duration)
     assert course.kv.sum() * width == pytest.approx(results.kv_bytes)
+
+
+def test_throughput_and_use_are_those_of_the_time_between_first_answers_and_last_arrivals() -> None:
+    """However long the last answers take: what is offered is what comes out."""
+    workload = Workload(rate=20.0, requests=600, input_len="100", output_len="101", burstiness=0.0)
+    steps = PlainSteps(fixed=0.01)
+    results = simulate(plain_assembly(workload=workload, decode_steps=steps, prefill_steps=PlainSteps(fixed=0.01)))
+    begin, end = results.steady
+    assert begin == pytest.approx(results.e2e.mean)
+    assert end == pytest.approx(599 / 20)
+    assert results.rate == pytest.approx(20.0, rel=0.01)
+    assert results.attainment.goodput == pytest.approx(20.0, rel=0.01)
+    assert results.output_tokens_s == pytest.approx(2020.0, rel=0.02)
+    assert results.input_tokens_s == pytest.approx(2000.0, rel=0.02)
+    assert results.prefill.tokens_s_gpu == pytest.approx(1000.0, rel=0.02)
+    assert results.decode.tokens_s_gpu == pytest.approx(1000.0, rel=0.02)
+    assert results.prefill.busy == pytest.approx(0.2, rel=0.05)
+    assert results.decode.busy == pytest.approx(1.0, rel=0.01)
+    # a request of 100 tokens holds seven blocks for its prompt, more and more for its answer
+    assert results.kv.blocks == pytest.approx(20 * 1.02 * (150.5 / 16 + 0.5) / 2000, rel=0.05)
+    assert results.kv.out_share == pytest.approx(20 * 100 * 1000 / 2 / 1e9, rel=0.05)
 
 
 def test_a_window_shows_steps_one_after_another_and_requests_in_their_stages(results: ServingResults) -> None:
