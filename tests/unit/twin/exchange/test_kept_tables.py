@@ -14,14 +14,25 @@ from fourlane.spec.architecture_file import load_architecture
 from fourlane.spec.cluster import Cluster
 from fourlane.spec.load import load_cluster
 from fourlane.spec.twin import Lanes
-from fourlane.twin.exchange import ExchangeSetting, cache, exchange_setting, exchange_tables, exchange_times, lanes_case
+from fourlane.twin.exchange import (
+    ExchangeSetting,
+    cache,
+    exchange_setting,
+    exchange_tables,
+    exchange_times,
+    lanes_case,
+    runs,
+)
 from fourlane.twin.exchange.filling import KIND, FilledTable, key_of_setting, runs_of
 from fourlane.twin.exchange.shipped import shipped_table
+from fourlane.twin.fabric.simulator import Simulator
 from fourlane.units import Duration
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fourlane.twin.exchange.runs import ExchangeRun
+    from fourlane.twin.fabric.results import Results
     from fourlane.twin.times import Phase
 
 
@@ -174,6 +185,18 @@ def test_many_settings_are_filled_side_by_side_with_progress() -> None:
     assert [table.setting.ranks for table in tables] == [4, 2, 4]
     assert tables[0].runs == tables[2].runs == exchange_times(setting_on(cluster), processes=1).runs
     assert told[-1].done == told[-1].total == len(runs_of(settings[0])) + len(runs_of(settings[1]))
+
+
+def test_ctrl_c_ends_a_fill_and_keeps_nothing_half_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ctrl-C ends has results all the same: those of a run that is not complete."""
+
+    def interrupted(given: list[ExchangeRun], **_: object) -> list[Results]:
+        return [Simulator(run.compile()).results() for run in given]
+
+    monkeypatch.setattr(runs, "run_many", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        exchange_times(setting_on(small_cluster()), processes=1)
+    assert not (folder / KIND).exists()
 
 
 @pytest.mark.parametrize(("ranks", "phase"), [(8, "decode"), (16, "decode"), (4, "prefill")])
