@@ -68,9 +68,14 @@ def verdict(result: PlanResult) -> str:
     """Say in a sentence what came of it: the best way, or what the nearest misses."""
     best = result.rows[0]
     where = f"{_units(best.twin.prefill)} : {_units(best.twin.decode)} on {best.gpus:,} GPUs"
+    point, slo = best.point, result.spec.slo
+    if result.met and slo.ttft is None and slo.tpot is None:
+        return f"Row 1, {where}, serves {point.rate:,.1f} requests/s; no SLO is given, {point.binds} limits it"
     if result.met:
-        return f"Row 1, {where}, serves {best.point.rate:,.1f} requests/s within the SLO: {best.point.slo.says}"
-    short = best.point.slo.says if best.point.stable else f"{best.point.binds} cannot keep up"
+        return f"Row 1, {where}, serves {point.rate:,.1f} requests/s within the SLO: {point.slo.says}"
+    short = point.slo.says
+    if not point.stable:
+        short = f"{point.binds} cannot keep up, it does {point.rate:,.1f} of {point.offered or 0:,.1f} requests/s"
     return f"Nothing that was tried meets the SLO. The nearest, {where}: {short}"
 
 

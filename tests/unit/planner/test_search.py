@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
+import fourlane.spec
 from fourlane.errors import SpecError
 from fourlane.planner.points import points_of
 from fourlane.planner.search import plan
+from fourlane.report.plan_tables import verdict
 from fourlane.spec.load import load_plan_spec, load_twin
 from fourlane.spec.plan import PlanSpec, Search
 from fourlane.spec.reading import read_struct
@@ -18,10 +22,9 @@ from fourlane.twin.operating_point import operating_point
 from fourlane.units import Duration
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fourlane.planner.values import PlanResult
 
+CATALOG = Path(fourlane.spec.__file__).parent / "catalog"
 NARROW = Search(
     prefill_ranks=(8,), decode_ranks=(4, 8), redundant_experts=(0,), max_running=(32, 128), overlap=("never",), points=8
 )
@@ -114,6 +117,20 @@ def test_a_twin_that_cannot_be_is_told_why_and_the_others_go_on(found: PlanResul
     outcomes = points_of([bad, good], processes=1)
     assert "does not fit" in str(outcomes[0])
     assert outcomes[1] == found.rows[0].point
+
+
+def test_a_rate_beyond_all_gpus_is_told_with_what_they_can_do() -> None:
+    load = Workload(input_len="2048", output_len="256", rate=5000.0)
+    result = plan(spec(gpus=16, workload=load, search=msgspec.structs.replace(NARROW, points=2)), processes=1)
+    assert not result.met
+    best = result.rows[0].point
+    assert f"{best.rate:,.1f} of 5,000.0 requests/s" in verdict(result)
+    assert best.rate < 5000
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (CATALOG / "plans").glob("*.toml")))
+def test_plans_of_the_catalog_are_sound(name: str) -> None:
+    assert load_plan_spec(name).name == name
 
 
 def test_faults_of_a_plan_file_are_told_all_at_once(tmp_path: Path) -> None:
