@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Steady"]
 
-_BACKGROUND_STEP = 0.1
+_BACKGROUNDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9)
+"""Shares of a NIC that KV cache takes, for which tables of step times are filled; between them lie straight lines."""
 _CROWDED_ROUNDS, _KEPT = 8, 64
 
 
@@ -219,30 +220,38 @@ class Steady:
     # Tables ------------------------------------------------------------------------------------------
 
     def _prefill_table(self, background: float) -> PrefillTable:
-        rounded = _rounded(background)
-        if rounded not in self._prefill_tables:
-            model, mix = self._beside("prefill", rounded), self.mix
-            self._prefill_tables[rounded] = prefill_table(
+        low, high, share = _between(background)
+        table = self._filled_prefill(low)
+        return table.blended(self._filled_prefill(high), share) if share else table
+
+    def _decode_table(self, background: float) -> DecodeTable:
+        low, high, share = _between(background)
+        table = self._filled_decode(low)
+        return table.blended(self._filled_decode(high), share) if share else table
+
+    def _filled_prefill(self, background: float) -> PrefillTable:
+        if background not in self._prefill_tables:
+            model, mix = self._beside("prefill", background), self.mix
+            self._prefill_tables[background] = prefill_table(
                 model.steps,
                 model.pool.ranks,
                 most=float(model.pool.chunk_tokens),
                 pairs=mix.pairs,
                 prompt=float(mix.new_N.mean()),
             )
-        return self._prefill_tables[rounded]
+        return self._prefill_tables[background]
 
-    def _decode_table(self, background: float) -> DecodeTable:
-        rounded = _rounded(background)
-        if rounded not in self._decode_tables:
-            model = self._beside("decode", rounded)
-            self._decode_tables[rounded] = decode_table(
+    def _filled_decode(self, background: float) -> DecodeTable:
+        if background not in self._decode_tables:
+            model = self._beside("decode", background)
+            self._decode_tables[background] = decode_table(
                 model.steps,
                 model.pool.ranks,
                 most=float(model.pool.max_running),
                 context=self.mix.decode_context,
                 rows=self._rows,
             )
-        return self._decode_tables[rounded]
+        return self._decode_tables[background]
 
     @property
     def _rows(self) -> float:
@@ -368,7 +377,7 @@ class Steady:
         )
 
     def _beside_of(self, state: _State, phase: str) -> PhaseModel:
-        return self._beside(phase, _rounded(state.kv.background))
+        return self._beside(phase, min(state.kv.background, _BACKGROUNDS[-1]))
 
     def _kv_point(self, state: _State) -> KvPoint:
         path = state.kv
@@ -395,9 +404,14 @@ class Steady:
         return assembly.sources | own
 
 
-def _rounded(background: float) -> float:
-    """Return a share of a NIC, rounded up to the next for which tables are made."""
-    return round(math.ceil(min(background, 0.9) / _BACKGROUND_STEP - 1e-9) * _BACKGROUND_STEP, 3)
+def _between(background: float) -> tuple[float, float, float]:
+    """Return the shares of a NIC below and above one for which tables are made, and how far between them it is."""
+    place = int(np.searchsorted(_BACKGROUNDS, background))
+    if place == 0 or place == len(_BACKGROUNDS):
+        nearest = _BACKGROUNDS[min(place, len(_BACKGROUNDS) - 1)]
+        return nearest, nearest, 0.0
+    low, high = _BACKGROUNDS[place - 1], _BACKGROUNDS[place]
+    return low, high, (background - low) / (high - low)
 
 
 _NEVER = Latency(math.inf, math.inf, math.inf, math.inf)

@@ -39,6 +39,10 @@ class PrefillTable:
         by_tokens = [np.interp(share, _SHARES, row) for row in self.seconds_XY]
         return float(np.interp(fullest, self.tokens_X, by_tokens))
 
+    def blended(self, other: PrefillTable, share: float) -> PrefillTable:
+        """Return the table between this and another one of the same loads, at a share of the way to that."""
+        return PrefillTable(self.tokens_X, self.seconds_XY * (1 - share) + other.seconds_XY * share)
+
     def row(self, fullest_N: Floats, mean: float) -> Floats:
         """Return what steps take with so many tokens on the fullest rank each, and as many on the mean one."""
         share_N = np.minimum(1.0, mean / fullest_N)
@@ -65,6 +69,10 @@ class DecodeTable:
     def seconds(self, sequences: float) -> float:
         """Return what a step takes with so many sequences a rank."""
         return float(np.interp(sequences, self.sequences_X, self.seconds_X))
+
+    def blended(self, other: DecodeTable, share: float) -> DecodeTable:
+        """Return the table between this and another one of the same loads, at a share of the way to that."""
+        return DecodeTable(self.sequences_X, self.seconds_X * (1 - share) + other.seconds_X * share)
 
     def sequences(self, begun: float) -> float:
         """Return the sequences a rank has under way if so many steps of sequences begin a second."""
