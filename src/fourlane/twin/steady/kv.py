@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["KvState", "exposed_times", "kv_capacity", "kv_state"]
 
 
+_FULL = 0.9
+"""Use of a NIC from which on its rank's pages become scarce."""
+
+
 @dataclass(frozen=True, slots=True)
 class KvState:
     """The way in steady state.
@@ -35,7 +39,6 @@ class KvState:
         latency_s: of the first byte.
         token_bytes: KV cache of a token.
         layers: that it is cut into.
-        background: share of a prefill rank's NIC beside expert traffic.
     """
 
     utilisation: float
@@ -44,7 +47,6 @@ class KvState:
     latency_s: float
     token_bytes: float
     layers: int
-    background: float
 
 
 def kv_capacity(kv: KvTransfer, mix: RequestMix, token_bytes: float, *, senders: int, receivers: int) -> float:
@@ -60,8 +62,8 @@ def kv_state(
     *,
     token_bytes: float,
     layers: int,
-    senders: float,
-    receivers: float,
+    senders: tuple[float, int],
+    receivers: tuple[float, int],
 ) -> KvState:
     """Return the way's steady state.
 
@@ -71,13 +73,15 @@ def kv_state(
         rate: requests a second.
         token_bytes: KV cache of a token.
         layers: of the model.
-        senders, receivers: prefill and decode ranks that get work.
+        senders, receivers: prefill and decode ranks that get work, and how many there are: where the working ones'
+            NICs are full, their pages become scarce, and routing goes on to others.
     """
     size = float(mix.input_N.mean()) * token_bytes
     square = float((mix.input_N**2).mean()) * token_bytes**2
     uses, wait_s = list[float](), 0.0
-    for speed, ends in ((kv.out_rate, senders), (kv.in_rate, receivers)):
-        used = rate * size / (speed * ends) if math.isfinite(speed) else 0.0
+    for speed, (working, ends) in ((kv.out_rate, senders), (kv.in_rate, receivers)):
+        needed = rate * size / speed
+        used = needed / min(float(ends), max(working, needed / _FULL)) if needed else 0.0
         uses.append(used)
         if used >= 1:
             wait_s = math.inf
@@ -90,7 +94,6 @@ def kv_state(
         latency_s=kv.latency_s,
         token_bytes=token_bytes,
         layers=layers,
-        background=kv.background(rate * size / senders),
     )
 
 

@@ -40,7 +40,7 @@ __all__ = ["Steady"]
 
 _BACKGROUNDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.9)
 """Shares of a NIC that KV cache takes, for which tables of step times are filled; between them lie straight lines."""
-_CROWDED_ROUNDS, _KEPT = 8, 64
+_CROWDED_ROUNDS, _KEPT, _HALVINGS = 8, 64, 14
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,6 +48,7 @@ class _State:
     """Everything at a rate; times of the drawn requests, [draws]."""
 
     rate: float
+    background: float
     prefill: PrefillState
     decode: DecodeState
     kv: KvState
@@ -116,7 +117,7 @@ class Steady:
         low, high = 0.0, min(self.prefill_rate, self.kv_rate, self._decode_capacity(0.0, 0.0))
         if self._keeps_up(high * (1 - 1e-6)):
             return high
-        for _ in range(24):
+        for _ in range(_HALVINGS):
             between = (low + high) / 2
             low, high = (between, high) if self._keeps_up(between) else (low, between)
         return low
@@ -174,23 +175,23 @@ class Steady:
     def _uncrowded(self, rate: float, slower: float) -> _State:
         assembly, mix, drawn = self.assembly, self.mix, self._draws
         pool = assembly.prefill.pool
-        senders, receivers = assembly.prefill.ranks, assembly.decode.ranks
+        background = self._background(rate)
+        table, chunk = self._prefill_table(background), float(pool.chunk_tokens)
+        prefill = prefill_state(table, mix, rate, units=pool.units, ranks=pool.ranks, chunk=chunk, slower=slower)
+        decoding = self._decode_table(background)
+        decode = decode_state(decoding, mix, rate, self.room, held_s=0.0, slower=slower)
         path = kv_state(
             assembly.kv,
             mix,
             rate,
             token_bytes=assembly.kv_token_bytes,
             layers=assembly.architecture.layers,
-            senders=senders,
-            receivers=receivers,
+            senders=(prefill.working, assembly.prefill.ranks),
+            receivers=(max(1.0, decode.working * min(1.0, decode.sequences) * self.room.ranks), self.room.all_ranks),
         )
-        table, chunk = self._prefill_table(path.background), float(pool.chunk_tokens)
-        prefill = prefill_state(table, mix, rate, units=pool.units, ranks=pool.ranks, chunk=chunk, slower=slower)
         waiting_N, computing_N = prefill_times(prefill, table, drawn, ranks=pool.ranks, chunk=chunk, slower=slower)
         exposed_N = exposed_times(path, drawn.input_N, computing_N, drawn.kv_N)
         overheads = assembly.overheads
-        decoding = self._decode_table(path.background)
-        decode = decode_state(decoding, mix, rate, self.room, held_s=0.0, slower=slower)
         reserving_N = overheads.reserve_s + (1.0 - drawn.reserve_N) * decode.busy * decode.step_s
         held_s = float((waiting_N + computing_N + exposed_N).mean()) + float(reserving_N.mean())
         unhindered_N = exposed_times(replace(path, wait_s=0.0), drawn.input_N, computing_N, drawn.kv_N)
@@ -202,6 +203,7 @@ class Steady:
         tpot_N = np.divide(answering_N, drawn.further_N, out=np.zeros_like(answering_N), where=drawn.further_N > 0)
         return _State(
             rate,
+            background,
             prefill,
             decode,
             path,
@@ -213,6 +215,11 @@ class Steady:
             tpot_N,
             decode_capacity(decoding, mix, self.room, held_s=alone_s, slower=slower),
         )
+
+    def _background(self, rate: float) -> float:
+        """Return the share of a prefill rank's NIC that KV cache takes, mean of all."""
+        size = float(self.mix.input_N.mean()) * self.assembly.kv_token_bytes
+        return self.assembly.kv.background(rate * size / self.assembly.prefill.ranks)
 
     def _decode_capacity(self, background: float, held_s: float) -> float:
         return decode_capacity(self._decode_table(background), self.mix, self.room, held_s=held_s)
@@ -377,7 +384,7 @@ class Steady:
         )
 
     def _beside_of(self, state: _State, phase: str) -> PhaseModel:
-        return self._beside(phase, min(state.kv.background, _BACKGROUNDS[-1]))
+        return self._beside(phase, min(state.background, _BACKGROUNDS[-1]))
 
     def _kv_point(self, state: _State) -> KvPoint:
         path = state.kv
@@ -388,7 +395,7 @@ class Steady:
             transfer_s=path.wait_s + path.latency_s + size / path.rate,
             exposed_s=float(state.exposed_N.mean()),
             blocks_used=state.decode.blocks_used,
-            background=path.background,
+            background=state.background,
         )
 
     def _sources(self) -> dict[str, str]:

@@ -46,6 +46,7 @@ class PrefillState:
         mean: tokens of the mean rank in a step.
         chunk: tokens of a prompt that are computed in a step.
         busy: share of time a unit steps.
+        working: ranks that get prompts, all units; routing gives them to the first of equals, so that the others idle.
         all_busy: share of prompts that find every unit in a step.
         utilisation: of what all units can do.
         queue: the wait for a rank.
@@ -56,6 +57,7 @@ class PrefillState:
     mean: float
     chunk: float
     busy: float
+    working: float
     all_busy: float
     utilisation: float
     queue: Queue
@@ -147,6 +149,7 @@ def prefill_state(
         mean=mean,
         chunk=chunks.mean,
         busy=min(1.0, arrivals * chunks.steps),
+        working=min(float(units * ranks), max(1.0, 2.0 * units * arrivals * chunks.steps)),
         all_busy=_waits(rate * first_s * chunks.steps / units, units),
         utilisation=utilisation,
         queue=queue_wait(

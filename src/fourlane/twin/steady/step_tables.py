@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["DecodeTable", "PrefillTable", "decode_load", "decode_table", "fullest_of", "prefill_load", "prefill_table"]
 
 _SHARES = (0.02, 0.25, 0.5, 0.75, 1.0)
+_SHARES_Y = np.array(_SHARES)
 _PREFILL_POINTS, _DECODE_POINTS = 8, 16
+
+
+def _place(grid_X: Floats, at_N: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Return for each value the point of the grid before it, and how far it is from there to the next, 0..1."""
+    before_N = np.clip(np.searchsorted(grid_X, at_N) - 1, 0, len(grid_X) - 2)
+    return before_N, np.clip((at_N - grid_X[before_N]) / (grid_X[before_N + 1] - grid_X[before_N]), 0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,13 +52,12 @@ class PrefillTable:
 
     def row(self, fullest_N: Floats, mean: float) -> Floats:
         """Return what steps take with so many tokens on the fullest rank each, and as many on the mean one."""
-        share_N = np.minimum(1.0, mean / fullest_N)
-        column_XN = np.stack([np.interp(share_N, _SHARES, row) for row in self.seconds_XY])
-        upper_N = np.clip(np.searchsorted(self.tokens_X, fullest_N), 1, len(self.tokens_X) - 1)
-        low_N, high_N = self.tokens_X[upper_N - 1], self.tokens_X[upper_N]
-        part_N = np.clip((fullest_N - low_N) / (high_N - low_N), 0.0, 1.0)
-        at = np.arange(len(fullest_N))
-        return column_XN[upper_N - 1, at] * (1 - part_N) + column_XN[upper_N, at] * part_N
+        x_N, along_N = _place(self.tokens_X, fullest_N)
+        y_N, across_N = _place(_SHARES_Y, np.minimum(1.0, mean / fullest_N))
+        table = self.seconds_XY
+        low_N = table[x_N, y_N] * (1 - across_N) + table[x_N, y_N + 1] * across_N
+        high_N = table[x_N + 1, y_N] * (1 - across_N) + table[x_N + 1, y_N + 1] * across_N
+        return low_N * (1 - along_N) + high_N * along_N
 
     def alone(self, tokens_N: Floats, ranks: int) -> Floats:
         """Return what steps take in which one rank of so many has tokens, 0 where it has none."""
