@@ -15,7 +15,7 @@ from fourlane.twin.times import Timed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fourlane.twin.assembly_parts import Assembly
+    from fourlane.twin.assembly_parts import Assembly, PhaseModel
     from fourlane.twin.cluster_use import ClusterUse
     from fourlane.twin.point_values import OperatingPoint
     from fourlane.twin.times import ExchangeTimes, Operation
@@ -57,15 +57,13 @@ def beside_others(
         SpecError: the cluster has too few GPUs.
     """
     use = cluster_use(assembly, load_of(assembly, point), progress=progress)
-    models = {
-        phase: model.with_exchange(
-            SlowedExchange(
-                model.exchange,
-                max(1.0, use.slowdown[phase].units),
-                f"{use.slowdown[phase].units:.3g} times as long beside other units ({use.source})",
-            )
-        )
-        for phase, model in assembly.phases().items()
-        if phase in use.slowdown
-    }
-    return replace(assembly, **models), use
+    prefill, decode = (_slowed(model, use) for model in assembly.phases().values())
+    return replace(assembly, prefill=prefill, decode=decode), use
+
+
+def _slowed(model: PhaseModel, use: ClusterUse) -> PhaseModel:
+    if model.phase not in use.slowdown:
+        return model
+    factor = max(1.0, use.slowdown[model.phase].units)
+    says = f"{factor:.3g} times as long beside other units ({use.source})"
+    return model.with_exchange(SlowedExchange(model.exchange, factor, says))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from fourlane.twin.assembly import assemble, exchange_settings, named_parts
-from fourlane.twin.cluster_exchange import beside_others
+from fourlane.twin.cluster_exchange import SlowedExchange, beside_others
 from fourlane.twin.exchange.filling import exchange_tables
 from fourlane.twin.exchange.lanes import lanes_case
 from fourlane.twin.ladder_values import LadderResult, Rung
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from fourlane.spec.cluster import Cluster
     from fourlane.spec.twin import Twin
     from fourlane.twin.assembly_parts import Assembly
+    from fourlane.twin.exchange.setting import ExchangeSetting
     from fourlane.twin.point_values import OperatingPoint
+    from fourlane.twin.times import ExchangeTimes
 
 __all__ = ["RATE_SHARE", "Measure", "ladder", "measures"]
 
@@ -138,7 +140,7 @@ def _fill_tables(
     processes: int | None,
 ) -> None:
     """Simulate what packets are needed for all rungs, side by side."""
-    settings = []
+    settings = list[ExchangeSetting]()
     for measure in climbed:
         architecture, _, _ = named_parts(measure.twin)
         lanes = lanes_case(measure.twin.lanes, cluster)
@@ -157,7 +159,7 @@ def _rung(
     peak: OperatingPoint,
     before: tuple[OperatingPoint, OperatingPoint] | None,
 ) -> Rung:
-    slowdown = {phase: getattr(model.exchange, "factor", 1.0) for phase, model in assembly.phases().items()}
+    slowdown = {str(phase): _factor(model.exchange) for phase, model in assembly.phases().items()}
     return Rung(
         name=measure.name,
         measure=measure.says,
@@ -169,6 +171,10 @@ def _rung(
         gain={} if before is None else _gain(before, (point, peak)),
         sources=point.sources,
     )
+
+
+def _factor(exchange: ExchangeTimes) -> float:
+    return exchange.factor if isinstance(exchange, SlowedExchange) else 1.0
 
 
 def _gain(
