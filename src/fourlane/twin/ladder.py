@@ -140,7 +140,7 @@ def _fill_tables(
     processes: int | None,
 ) -> None:
     """Simulate what packets are needed for all rungs, side by side."""
-    settings = list[ExchangeSetting]()
+    settings: list[ExchangeSetting] = []
     for measure in climbed:
         architecture, _, _ = named_parts(measure.twin)
         lanes = lanes_case(measure.twin.lanes, cluster)
