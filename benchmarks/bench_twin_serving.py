@@ -1,6 +1,6 @@
 """How long it takes to simulate a service request by request: a recorded trace on 16 prefill and 8 decode units.
 
-Seconds of one core for growing parts of the trace, beside the same simulation that takes every decode step on its own.
+Seconds of one core (wall seconds are more where others compute) for growing parts of the trace, beside the same simulation that takes every decode step on its own.
 And what KV bandwidth does: latencies over the rate of each NIC, against what the load needs on the mean.
 
     python benchmarks/bench_twin_serving.py --trace conversation_trace.jsonl [--repetitions 3] [--knee] [--write]
@@ -71,8 +71,8 @@ def times(trace: Path, repetitions: int) -> list[str]:
         steps = results.prefill.steps + results.decode.steps
         cells = (len(results.requests), number(core_s), number(wall_s), number(core_s / len(results.requests) * 1e3))
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} | {steps:,} |")
-    met = "met" if wall_s <= BAR_S else "missed"
-    lines += ["", f"Bar: all {requests:,} requests in {BAR_S:g} s: **{met}**, {number(wall_s)} s.", ""]
+    met = "met" if core_s <= BAR_S else "missed"
+    lines += ["", f"Bar: all {requests:,} requests in {BAR_S:g} s of one core: **{met}**, {number(core_s)} s.", ""]
     return [*lines, *leaps(of_trace(trace, STEPPED_REQUESTS), repetitions)]
 
 

@@ -210,14 +210,14 @@ class ServingResults:
     def steady(self) -> tuple[float, float]:
         """Return the seconds between which throughput and use are counted: while as much begins as ends.
 
-        That is from when as long has passed as a mean answer takes until the last request is sent; of loads too short
-        for it, all of the time.
+        That is from when as long has passed as nine of ten answers take until the last request is sent; of loads too
+        short for it, all of the time.
         """
         begin, end = self.span
         if not self.answered.any():
             return begin, end
-        answer_s, last = self.e2e.mean, float(self.requests.sent[self.counted].max())
-        return (begin + answer_s, last) if last - begin > 1.5 * answer_s else (begin, max(end, begin + 1e-12))
+        answer_s, last = self.e2e.p90, float(self.requests.sent[self.counted].max())
+        return (begin + answer_s, last) if last - begin > 1.2 * answer_s else (begin, max(end, begin + 1e-12))
 
     @property
     def steady_s(self) -> float:
