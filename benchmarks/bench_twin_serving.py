@@ -1,7 +1,8 @@
 """How long it takes to simulate a service request by request: a recorded trace on 16 prefill and 8 decode units.
 
-Seconds of one core (wall seconds are more where others compute) for growing parts of the trace, beside the same simulation that takes every decode step on its own.
-And what KV bandwidth does: latencies over the rate of each NIC, against what the load needs on the mean.
+Seconds of one core for growing parts of the trace (wall seconds are more where others compute), beside the same
+simulation that takes every decode step on its own. And what KV bandwidth does: latencies over the rate of each NIC,
+against what the load needs on the mean.
 
     python benchmarks/bench_twin_serving.py --trace conversation_trace.jsonl [--repetitions 3] [--knee] [--write]
 """
