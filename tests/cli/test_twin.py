@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace
+from twin_values import small_ladder
 
 from fourlane.cli import main
 from fourlane.spec.load import load_twin, twins
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from fourlane.spec.twin import Twin
+    from fourlane.twin.ladder_values import LadderResult
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:
@@ -116,3 +120,23 @@ def test_values_to_vary_that_are_none_are_wrong_use() -> None:
     assert "is there twice" in run("sweep", "deepseek-512", "--vary", "seed=1", "--vary", "seed=2", code=2)
     assert "--vary: seed:" in run("sweep", "deepseek-512", "--vary", "seed=[1", code=2)
     assert "did you mean" in run("sweep", "deepseek-512", "--vary", "decode.rankes=8", code=2)
+
+
+def test_ladder_prints_tables_and_writes_picture_page_and_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def climb(twin: Twin, **_: object) -> LadderResult:
+        asked.append(twin)
+        return small_ladder()
+
+    monkeypatch.setattr("fourlane.twin.ladder.ladder", climb)
+    told = run("ladder", "deepseek-512", "--set", "decode.units=1", "-o", tmp_path)
+    assert [twin.decode.units for twin in asked] == [1]
+    assert "What each measure brings, over the rung before" in told
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert "Own queue" in (tmp_path / "ladder.html").read_text()
+    rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
+    assert [rung["name"] for rung in rungs] == ["Baseline", "Adaptive routing", "Own queue"]
+    assert json.loads(run("ladder", "deepseek-512", "--json"))["rungs"] == rungs

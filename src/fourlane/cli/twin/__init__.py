@@ -8,6 +8,7 @@ __all__ = ["twin"]
 
 _COMMANDS = {
     "calibrate": "Measure this machine by ranks and a service on it; write a hardware profile.",
+    "ladder": "Take the measures one after another: what each brings, as table and waterfall.",
     "run": "Simulate a service under its load: latencies, throughput, what bounds each part.",
     "show": "Write out a twin with all that it leaves to defaults; or the catalog's names.",
     "sweep": "Work a twin out over ranges of its fields, over processes or machines; goes on where it ended.",
@@ -29,6 +30,7 @@ twin = LazyGroup(
       fourlane twin show deepseek-h800 > my.toml  a file to start from
       fourlane twin run my.toml -o found          requests one by one; tables and a page
       fourlane twin run my.toml --steady          the steady state in closed form, at once
+      fourlane twin ladder h800-10k -o ladder     what each measure brings: table and waterfall
 
     Exit codes: 0 fine, 1 a check did not pass, 2 a file or option is wrong, 3 this machine lacks something,
     130 interrupted.

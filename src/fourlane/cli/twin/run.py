@@ -77,7 +77,7 @@ def run(*, file: str | None, overrides: tuple[str, ...], steady: bool, output: P
         make_folder(output)
     with work_bar("{done:,} of {total:,} packet runs") as show:
         assembly = assemble(twin, progress=show)
-    use = _links(assembly)
+    assembly, use = _beside_others(assembly)
     if steady:
         met = _steady(assembly, use, output, as_json=bool(options["as_json"]))
     else:
@@ -132,21 +132,21 @@ def _window(text: object, *, output: Path | None, steady: bool) -> tuple[float, 
     return begin, end
 
 
-def _links(assembly: Assembly) -> ClusterUse | None:
-    """Return what all traffic of the service does to itself; None where no network is simulated."""
+def _beside_others(assembly: Assembly) -> tuple[Assembly, ClusterUse | None]:
+    """Return the service with units that slow each other down; as it is where no network is simulated."""
     from fourlane.cli.progress_bar import steps_bar
-    from fourlane.twin.cluster_use import cluster_use, load_of
+    from fourlane.twin.cluster_exchange import beside_others
     from fourlane.twin.exchange.table import ExchangeTable
     from fourlane.twin.operating_point import operating_point
 
     if not all(isinstance(model.exchange, ExchangeTable) for model in assembly.phases().values()):
-        return None
+        return assembly, None
     with steps_bar() as show:
 
         def told(done: int, total: int) -> None:
             show(done, total, "rates of the whole cluster")
 
-        return cluster_use(assembly, load_of(assembly, operating_point(assembly)), progress=told)
+        return beside_others(assembly, operating_point(assembly), progress=told)
 
 
 def _steady(assembly: Assembly, use: ClusterUse | None, output: Path | None, *, as_json: bool) -> bool:
