@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_rank"]
 
-_FEWEST, _MOST = 6, 600
+_FEWEST, _MOST = 4, 600
 """Passes of a case in a round."""
 
 

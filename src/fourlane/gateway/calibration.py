@@ -56,7 +56,7 @@ _NOTHING = MeasuredPart(rows=(1.0,), seconds=(0.0,))
 _BURSTS = 6
 _DISTURBED = 0.06
 """Share of the processors that others may use while something is measured."""
-_PATIENCE = 4
+_PATIENCE = 3
 K = TypeVar("K")
 V = TypeVar("V")
 _STEPS = 96
@@ -80,7 +80,7 @@ class Effort:
 
     pass_s: float = 0.1
     rounds: int = 3
-    pass_rounds: int = 8
+    pass_rounds: int = 5
     output: int = 64
     prompts: int = 8
     crowded_s: float = 1.0
