@@ -27,7 +27,7 @@ from fourlane.engine.calibration import CalibrationPlan, PassCase, machine_name,
 from fourlane.engine.measured_ranks import Seats, meeting_place
 from fourlane.engine.model.config import resolve_model_path
 from fourlane.engine.rank_config import exchange_of
-from fourlane.errors import SpecError
+from fourlane.errors import EngineError, SpecError
 from fourlane.gateway.live_steps import LiveService
 from fourlane.gateway.processor_use import ProcessorUse
 from fourlane.spec.architecture_file import load_architecture
@@ -326,7 +326,7 @@ class _Live:
         overheads = msgspec.structs.replace(overheads, wake_s=await self._wake(live, overheads))
         crowding = None
         if _pools(self._deployment)["decode"].device == "cpu":
-            crowding = await self._crowding(live, prefill, decode, overheads.arrive_s)
+            crowding = await self._crowding(live, prefill, decode)
         return _Found(prefill, decode, overheads, hand_off_s, crowding, self._disturbed)
 
     def _decode_load(self, sequences: int, context: float) -> PassLoad:
@@ -363,7 +363,7 @@ class _Live:
         sizes = sorted({most, *(size for size in (16, 48, 192, 384, 1536) if size < most)})
         measures = {size: partial(live.prompts, size, self._effort.prompts) for size in sizes}
         usual = await self._in_turn(measures, "the service computes prompts of {} tokens", lambda run: run.ttft_s)
-        seconds = tuple(max(0.0, run.step_s - self._prompt_pass(phase, size, 1)) for size, run in usual.items())
+        seconds = tuple(max(0.0, run.step_s - self._prompts_alone(phase, size, 1)) for size, run in usual.items())
         beside = MeasuredPart(rows=tuple(map(float, sizes)), seconds=seconds)
         overheads = MeasuredOverheads(
             arrive_s=statistics.median(run.ttft_s - run.step_s for run in usual.values()),
@@ -378,35 +378,35 @@ class _Live:
         apart_s = overheads.request_host_s * DISPATCHED
         return max(0.0, min(statistics.fmean(counts) - 0.9, 4 * self._ranks - 1) * apart_s)
 
-    def _prompt_pass(self, phase: MeasuredPhase, tokens: int, prompts: int) -> float:
-        """Return what a pass of prompts takes, each on another rank."""
-        load = PassLoad(tokens, tokens * (tokens + 1) / 2, 1, tokens * min(prompts, self._ranks) / self._ranks)
-        return pass_seconds(phase, self._architecture, load)
-
-    async def _crowding(
-        self, live: LiveService, prefill: MeasuredPhase, decode: MeasuredPhase, arrive_s: float
-    ) -> Crowding:
+    async def _crowding(self, live: LiveService, prefill: MeasuredPhase, decode: MeasuredPhase) -> Crowding:
         """Return how many times as long steps of either phase take beside steps of the other."""
-        measures = {
-            at_once: partial(self._crowded, live, prefill, decode, arrive_s, at_once)
-            for at_once in sorted({1, self._ranks})
-        }
+        all_ranks = 2 * self._ranks  # prompts wait for every rank, so that none has a step without one
+        measures = {at_once: partial(self._crowded, live, prefill, decode, at_once) for at_once in (1, all_ranks)}
         text = "the service decodes beside prompts, {} at a time"
         found = await self._in_turn(measures, text, lambda pair: pair[0] * pair[1])
-        lone, both = found[1], found[self._ranks]
+        lone, both = found[1], found[all_ranks]
         return Crowding(prefill=both[0], decode=both[1], prefill_lone=lone[0], decode_lone=lone[1])
 
     async def _crowded(
-        self, live: LiveService, prefill: MeasuredPhase, decode: MeasuredPhase, arrive_s: float, at_once: int
+        self, live: LiveService, prefill: MeasuredPhase, decode: MeasuredPhase, at_once: int
     ) -> tuple[float, float]:
         sequences, tokens = 3 * self._ranks, min(160, self._longest // 4)
-        alone_s = self._prompt_pass(prefill, tokens, at_once) + seconds_of(prefill.beside, tokens)
         crowded = await live.crowded(sequences, at_once, prompt=tokens, context=32, seconds=self._effort.crowded_s)
-        prefill_s = statistics.fmean(crowded.ttft_s) - arrive_s
-        stepping = min(1.0, prefill_s * len(crowded.ttft_s) / at_once / (crowded.end_s - crowded.begin_s))
+        if not (crowded.steps and crowded.alone and crowded.beside):
+            raise EngineError("calibration: too few steps in the time given; is the machine busy? run it again")
+        each_s = crowded.step_s / crowded.steps
+        alone_s = self._prompts_alone(prefill, tokens, crowded.prompts / crowded.steps)
+        stepping = min(1.0, crowded.step_s / crowded.seconds)
         alone, beside = (self._pace(decode, sequences, gaps) for gaps in (crowded.alone, crowded.beside))
         while_stepping = (beside / alone - (1 - stepping)) / stepping
-        return max(1.0, prefill_s / alone_s), max(1.0, 1 / max(0.05, while_stepping))
+        return max(1.0, each_s / alone_s), max(1.0, 1 / max(0.05, while_stepping))
+
+    def _prompts_alone(self, phase: MeasuredPhase, tokens: int, prompts: float) -> float:
+        """Return what a step of so many prompts takes by itself, spread over the ranks."""
+        fullest = max(1.0, prompts / self._ranks)
+        rows, attended = fullest * tokens, fullest * tokens * (tokens + 1) / 2
+        load = PassLoad(rows, attended, fullest, prompts * tokens / self._ranks)
+        return pass_seconds(phase, self._architecture, load) + seconds_of(phase.beside, rows)
 
     def _pace(self, decode: MeasuredPhase, sequences: int, gaps: Sequence[Gap]) -> float:
         """Return how quick steps were, against what they take with nothing beside them."""

@@ -58,14 +58,18 @@ class LivePrompts:
 class Crowded:
     """Sequences that decoded, at first by themselves and then beside prompts: gaps of both times.
 
-    `ttft_s`: of the prompts; `begin_s`, `end_s`: when there were any.
+    `prompts`, `steps`: that were computed beside them, and in how many steps.
+
+    Units:
+        step_s: seconds of those steps together; seconds: of the time with prompts.
     """
 
     alone: list[Gap]
     beside: list[Gap]
-    ttft_s: list[float]
-    begin_s: float
-    end_s: float
+    prompts: int
+    steps: int
+    step_s: float
+    seconds: float
 
 
 class LiveService:
@@ -126,19 +130,22 @@ class LiveService:
         began = time.perf_counter()
         decoding = asyncio.ensure_future(run_load(self._client, self._load(sequences), requests, stop=stop))
         await asyncio.sleep(seconds)
+        before = await self._prefill_steps(0.0)
         begin = time.perf_counter()
         load = msgspec.structs.replace(self._load(at_once), duration_s=seconds)
         prompts = await run_load(self._client, load, self._requests(100_000, prompt, 1))
         end = time.perf_counter()
+        after = await self._prefill_steps()
         stop.set()
         records = await decoding
         gaps = self._gaps(records, began, context, after=_all_running(records, began) + _WARM_S, cut=True)
         return Crowded(
             alone=[gap for gap in gaps if gap.begin_s + gap.seconds < begin],
             beside=[gap for gap in gaps if begin < gap.begin_s and gap.begin_s + gap.seconds < end],
-            ttft_s=[_ttft(record) for record in prompts],
-            begin_s=begin,
-            end_s=end,
+            prompts=len(prompts),
+            steps=max(after[rank][0] - before[rank][0] for rank in after),
+            step_s=max(after[rank][1] - before[rank][1] for rank in after),
+            seconds=end - begin,
         )
 
     def _requests(self, count: int, prompt: int, output: int) -> Iterator[PlannedRequest]:
@@ -168,9 +175,9 @@ class LiveService:
             if after <= gap.begin_s and gap.begin_s + gap.seconds <= until
         ]
 
-    async def _prefill_steps(self) -> dict[str, tuple[int, float]]:
+    async def _prefill_steps(self, settle_s: float = _SETTLE_S) -> dict[str, tuple[int, float]]:
         """Return the steps and their seconds so far, by prefill rank, once all has been told."""
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.sleep(settle_s)
         response = await self._client.get("/stats")
         stats: dict[str, Any] = msgspec.json.decode(bytes(response.body))
         ranks = [rank for pool in stats["pools"] if pool["name"] == "prefill" for rank in pool["ranks"]]
