@@ -75,10 +75,16 @@ def _figures(twin: Twin, *, requests: bool) -> dict[str, Any]:
 
 
 def _assembled(twin: Twin) -> Assembly:
-    """Return the service, its units beside each other where their network is simulated."""
+    """Return the service, its units slowing each other down where their network is simulated."""
     from fourlane.twin.assembly import assemble
+    from fourlane.twin.cluster_exchange import beside_others
+    from fourlane.twin.exchange.table import ExchangeTable
+    from fourlane.twin.operating_point import operating_point
 
-    return assemble(twin, processes=1)
+    assembly = assemble(twin, processes=1)
+    if not all(isinstance(model.exchange, ExchangeTable) for model in assembly.phases().values()):
+        return assembly
+    return beside_others(assembly, operating_point(assembly))[0]
 
 
 def _of_point(assembly: Assembly, point: OperatingPoint) -> dict[str, Any]:
