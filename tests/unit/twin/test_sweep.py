@@ -76,6 +76,12 @@ def test_sweeps_over_nothing_and_over_far_too_much_are_refused(twin: Twin, vary:
         points_of(twin, vary)
 
 
+def test_faults_are_refused_where_no_requests_are_simulated(twin: Twin) -> None:
+    faults = ['[{at = "1s", kind = "rank", target = "decode/0"}]']
+    with pytest.raises(SpecError, match="sweep: expected no faults, which a steady state does not have"):
+        sweep(twin, {"faults": faults}, processes=1)
+
+
 def test_points_that_fail_are_told_among_the_others(twin: Twin, worked_out: list[int]) -> None:
     result = sweep(twin, VARY, processes=1)
     assert [bool(row.error) for row in result.rows] == [False] * 4 + [True] * 2

@@ -117,6 +117,10 @@ def sweep(
     """
     began = time.perf_counter()
     points = points_of(twin, vary)
+    if not requests and any(point.twin is not None and point.twin.faults for point in points):
+        raise SpecError(
+            "sweep: expected no faults, which a steady state does not have; leave them out, or add --requests"
+        )
     book = _Book(points, _file(twin, vary, folder, requests=requests), progress)
     try:
         todo = book.begin()
