@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from click.testing import CliRunner, Result
@@ -75,6 +76,17 @@ def test_a_plan_is_a_table_and_files_and_its_rows_can_be_launched(tmp_path: Path
     assert done.exit_code == 0, done.output
     assert (launch / "twin.toml").read_text(encoding="utf-8") == (out / "row-1.toml").read_text(encoding="utf-8")
     assert "time to first token" in (launch / "README.md").read_text(encoding="utf-8")
+
+
+def test_rows_are_simulated_beside_what_they_promise(tmp_path: Path) -> None:
+    file, out = tmp_path / "mine.toml", tmp_path / "plan"
+    file.write_text(PLAN, encoding="utf-8")
+    done = run("plan", file, "--set", "workload.rate=20", "--simulate", 1, "-o", out)
+    assert done.exit_code == 0, done.output
+    assert "Simulated, request by request" in done.output
+    seen = json.loads((out / "plan.json").read_text(encoding="utf-8"))["rows"][0]["simulated"]
+    assert (seen["requests"], seen["answered"]) == (900, 600)  # 45 s of 20 a second, of which two thirds count
+    assert seen["tpot_s"]["p50"] < 0.03  # within the SLO, as promised
 
 
 def test_a_row_alone_is_a_twin_file(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from fourlane.planner.values import PlanResult, PlanRow
     from fourlane.spec.twin import TwinPool
+    from fourlane.twin.serving.results import ServingResults
 
-__all__ = ["candidates", "plan_page", "plan_table", "verdict"]
+__all__ = ["candidates", "plan_page", "plan_table", "simulated_table", "verdict"]
 
 _COLUMNS = (
     "row", "prefill units", "decode units", "redundant", "streams", "batch", "KV", "GPUs", "requests/s", "goodput/GPU",
@@ -58,6 +59,20 @@ def _cells(place: int, row: PlanRow) -> tuple[str, ...]:
         point.binds,
         met,
     )
+
+
+def simulated_table(result: PlanResult, found: Sequence[ServingResults]) -> Table:
+    """Return what the simulation makes of the first rows, beside what their closed form promises."""
+    rows = []
+    for place, (row, results) in enumerate(zip(result.rows, found, strict=False), start=1):
+        point = row.point
+        cells = [number(point.rate), number(results.rate)]
+        for promised, seen in ((point.ttft, results.ttft), (point.tpot, results.tpot)):
+            cells += [time_text(promised.p50), time_text(seen.p50), time_text(promised.p99), time_text(seen.p99)]
+        rows.append((str(place), *cells, percent(point.slo.attainment), percent(results.attainment.share)))
+    names = ("requests/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "in the SLO")
+    columns = ("row", *(column for name in names for column in (name, "simulated")))
+    return Table(title="Simulated, request by request", columns=columns, rows=tuple(rows))
 
 
 def _units(pool: TwinPool) -> str:
