@@ -66,12 +66,12 @@ def simulated_table(result: PlanResult, found: Sequence[ServingResults]) -> Tabl
     rows = []
     for place, (row, results) in enumerate(zip(result.rows, found, strict=False), start=1):
         point = row.point
-        cells = [number(point.rate), number(results.rate)]
+        cells = [number(point.rate)]
         for promised, seen in ((point.ttft, results.ttft), (point.tpot, results.tpot)):
             cells += [time_text(promised.p50), time_text(seen.p50), time_text(promised.p99), time_text(seen.p99)]
         rows.append((str(place), *cells, percent(point.slo.attainment), percent(results.attainment.share)))
-    names = ("requests/s", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "in the SLO")
-    columns = ("row", *(column for name in names for column in (name, "simulated")))
+    names = ("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "in the SLO")
+    columns = ("row", "requests/s", *(column for name in names for column in (name, "simulated")))
     return Table(title="Simulated, request by request", columns=columns, rows=tuple(rows))
 
 
