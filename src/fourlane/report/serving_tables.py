@@ -55,7 +55,8 @@ def simulated_latency_table(results: ServingResults) -> Table:
 
 def throughput_table(results: ServingResults) -> Table:
     """Return what the service answered, and what of it met the SLO."""
-    gpus, attained = results.assembly.twin.gpus, results.attainment
+    gpus, attained, slo = results.assembly.twin.gpus, results.attainment, results.assembly.twin.slo
+    asked = slo.ttft is not None or slo.tpot is not None
     row = (
         f"{int(results.answered.sum()):,} of {int(results.counted.sum()):,}",
         number(results.rate),
@@ -64,8 +65,8 @@ def throughput_table(results: ServingResults) -> Table:
         percent(results.cache_hits),
         f"{int(results.requests.retries.sum()):,}",
         f"{int(results.requests.evictions.sum()):,}",
-        percent(attained.share),
-        number(attained.goodput),
+        percent(attained.share) if asked else "-",
+        number(attained.goodput) if asked else "-",
     )
     columns = (
         "requests answered", "a second", "tokens/s a GPU: in", "out", "of prompts cached", "retries", "evictions",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourlane.report.page import Card, Page, Section, svg_of
 from fourlane.report.tables import Table, number, percent, time_text
-from fourlane.report.twin_tables import sources_table, where_from
+from fourlane.report.twin_tables import sources_table, units_text, where_from
 from fourlane.report.waterfall import Measured, Setting, Waterfall, overall, waterfall_figure
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def ladder_waterfall(result: LadderResult, *, title: str = "What each measure br
 
 def _service(result: LadderResult) -> str:
     twin = result.rungs[-1].twin
-    units = " and ".join(f"{pool.units} {phase} units of {pool.ranks}" for phase, pool in twin.pools().items())
-    return f"{result.name}: {twin.model} on {twin.cluster}, {result.gpus:,} GPUs in {units}"
+    return f"{result.name}: {twin.model} on {twin.cluster}, {result.gpus:,} GPUs in {units_text(twin)}"
 
 
 def _terms(result: LadderResult) -> str:

@@ -15,6 +15,7 @@ from fourlane.report.twin_tables import (
     sources_table,
     step_table,
     units_table,
+    units_text,
     where_from,
 )
 
@@ -47,8 +48,7 @@ def steady_page(assembly: Assembly, point: OperatingPoint, use: ClusterUse | Non
 
 def service_line(twin: Twin) -> str:
     """Return in one line what the service is."""
-    units = " and ".join(f"{pool.units} {phase} units of {pool.ranks}" for phase, pool in twin.pools().items())
-    return f"{twin.model} on {twin.cluster}: {units}, {twin.gpus:,} ranks in all"
+    return f"{twin.model} on {twin.cluster}: {units_text(twin)}, {twin.gpus:,} ranks in all"
 
 
 def steady_cards(point: OperatingPoint) -> tuple[Card, ...]:

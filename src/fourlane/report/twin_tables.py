@@ -26,10 +26,18 @@ __all__ = [
     "sources_table",
     "step_table",
     "units_table",
+    "units_text",
     "where_from",
 ]
 
 _TTFT_WORDS = {"exposed": "KV cache still travelling"}
+
+
+def units_text(twin: Twin) -> str:
+    """Return how many units there are of how many ranks: "1 prefill unit of 8 and 2 decode units of 16"."""
+    return " and ".join(
+        f"{pool.units:,} {phase} unit{'s' * (pool.units != 1)} of {pool.ranks}" for phase, pool in twin.pools().items()
+    )
 
 
 def point_tables(twin: Twin, point: OperatingPoint) -> list[Table]:

@@ -11,7 +11,7 @@ from twin_values import DECODE_STEP, PREFILL_STEP, small_ladder, small_point
 from fourlane.report.page import write_page
 from fourlane.report.tables import plain_lines, time_text
 from fourlane.report.twin_ladder import ladder_page, ladder_tables, ladder_waterfall
-from fourlane.report.twin_tables import latency_table, point_tables, sources_table, step_table, where_from
+from fourlane.report.twin_tables import latency_table, point_tables, sources_table, step_table, units_text, where_from
 from fourlane.spec.load import load_twin
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ def test_latencies_stand_beside_what_the_slo_asks_for() -> None:
     assert lines[3].split()[-3:] == ["50ms", "99.0", "%"]
     free = load_twin("deepseek-512", overrides=["slo.ttft=", "slo.tpot="])
     assert plain_lines(latency_table(small_point(), free.slo))[2].split()[-2:] == ["-", "-"]
+
+
+def test_units_are_counted_in_words() -> None:
+    twin = load_twin("deepseek-512", overrides=["prefill.units=1"])
+    assert units_text(twin) == "1 prefill unit of 32 and 2 decode units of 144"
 
 
 def test_every_part_of_an_operating_point_is_told() -> None:
