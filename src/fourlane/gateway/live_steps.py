@@ -138,6 +138,7 @@ class LiveService:
         after = await self._prefill_steps()
         stop.set()
         records = await decoding
+        await asyncio.sleep(_SETTLE_S)  # ranks hear that these sequences are cancelled
         gaps = self._gaps(records, began, context, after=_all_running(records, began) + _WARM_S, cut=True)
         return Crowded(
             alone=[gap for gap in gaps if gap.begin_s + gap.seconds < begin],
