@@ -50,7 +50,7 @@ class FastSteps:
         """
         each_at = _between(positions / rows, _POSITIONS)
         share_at = _between(mean / rows, _SHARES)
-        ends = _power_above(logits)
+        ends = _some_logits(logits)
         seconds = 0.0
         for row, row_weight in _between(rows, _ROWS, whole=True):
             for each, each_weight in each_at:
@@ -75,7 +75,7 @@ class FastSteps:
             _nearest(_between(rows, _ROWS, whole=True)),
             _nearest(_between(positions / rows, _POSITIONS)),
             _nearest(_between(mean / rows, _SHARES)),
-            _power_above(logits),
+            _some_logits(logits),
         )
 
 
@@ -94,9 +94,9 @@ def load_of(point: Point, ranks: int, phase: Phase) -> GroupLoad:
     )
 
 
-def _power_above(count: int) -> float:
-    """Return the least power of two that is not less, 0 for none."""
-    return float(1 << (count - 1).bit_length()) if count else 0.0
+def _some_logits(count: int) -> float:
+    """Return the nearest of 1, 8, 64, ..., 0 for none: reading the vocabulary's weights takes most of their time."""
+    return 8.0 ** round(log2(count) / 3) if count else 0.0
 
 
 def _between(value: float, per_doubling: int, *, whole: bool = False) -> tuple[tuple[float, float], ...]:
