@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fourlane.twin.steady.attended_pairs import AttendedPairs
 from fourlane.twin.times import GroupLoad
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def prefill_rate(model: PhaseModel, mix: RequestMix) -> float:
     load = GroupLoad(
         ranks=model.pool.ranks,
         prefill_tokens=chunk,
-        prefill_pairs=chunk * mix.pairs,
+        prefill_pairs=AttendedPairs.of(mix, chunk).fullest(chunk, model.pool.ranks),
         decode_tokens=0.0,
         decode_context=0.0,
         logits=chunk / prompt,

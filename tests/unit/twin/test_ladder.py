@@ -105,7 +105,7 @@ def test_the_ladder_pays_in_throughput_and_in_both_latencies(climbed: LadderResu
     assert climbed.total["ttft"] > 0.1
     assert climbed.total["tpot"] > 0.03
     by_name = {rung.name: rung for rung in climbed.rungs}
-    assert by_name["Own queue"].gain["tpot"] > 0.02
+    assert by_name["Own queue"].gain["tpot"] > 0.005
     assert by_name["Balanced experts"].gain["decode"] > 0.2
     assert by_name["Dual stream"].gain["prefill"] > 0.1
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fourlane.twin.point_values import KvPoint, Latency, OperatingPoint, PhasePoint
+from fourlane.twin.steady.attended_pairs import AttendedPairs
 from fourlane.twin.steady.decode import DecodeRoom, DecodeState, decode_capacity, decode_state
 from fourlane.twin.steady.kv import KvState, exposed_times, kv_capacity, kv_state
 from fourlane.twin.steady.prefill import PrefillState, prefill_capacity, prefill_state, prefill_times
@@ -78,6 +79,7 @@ class Steady:
             seed=twin.seed,
         )
         self._draws = draws(self.mix)
+        self._attended = AttendedPairs.of(self.mix, float(twin.prefill.chunk_tokens))
         self._prefill_tables: dict[float, PrefillTable] = {}
         self._states: dict[float, _State] = {}
         self._decode_tables: dict[float, DecodeTable] = {}
@@ -243,7 +245,7 @@ class Steady:
                 model.steps,
                 model.pool.ranks,
                 most=float(model.pool.chunk_tokens),
-                pairs=mix.pairs,
+                attended=self._attended,
                 prompt=float(mix.new_N.mean()),
             )
         return self._prefill_tables[background]
@@ -366,11 +368,12 @@ class Steady:
         )
 
     def _prefill_load(self, state: PrefillState) -> GroupLoad:
+        ranks = self.assembly.prefill.pool.ranks
         return prefill_load(
-            self.assembly.prefill.pool.ranks,
+            ranks,
             fullest=state.fullest,
             mean=state.mean,
-            pairs=self.mix.pairs,
+            pairs=self._attended.fullest(state.fullest, max(1.0, ranks * state.mean / max(state.fullest, 1.0))),
             prompt=float(self.mix.new_N.mean()),
         )
 

@@ -138,7 +138,7 @@ def prefill_state(
         arrivals = rate / units * step_s
         mean = min(chunk, max(arrivals * new, chunks.mean) / ranks)
         fullest_Q = chunks.fullest(min(max(arrivals * chunks.steps, 1.0), float(ranks)), ranks, mean, chunk)
-        seconds_Q = table.row(fullest_Q, mean) * slower
+        seconds_Q = table.steps(fullest_Q, mean) * slower
         found_s = float(seconds_Q.mean())
         if abs(found_s - step_s) < 1e-4 * step_s:
             break
@@ -170,11 +170,11 @@ def prefill_times(
     the longer ones more likely, and shares the next one.
     """
     whole_N, rest_N = np.divmod(draws.new_N, chunk)
-    lone_N = slower * (whole_N * table.seconds(chunk, chunk / ranks) + table.alone(rest_N, ranks))
+    lone_N = slower * table.prompts(draws.new_N, ranks, chunk)
     ahead_N = draws.moment_N * np.maximum(state.fullest - state.chunk, 0.0)
     last_N = slower * table.alone(np.where(whole_N > 0, chunk, rest_N), ranks)
     steps_N = np.ceil((draws.new_N + ahead_N) / chunk)
-    shared_N = steps_N * np.maximum(_pick(state.seconds_Q, draws.joins_N), last_N)
+    shared_N = np.maximum(steps_N * np.maximum(_pick(state.seconds_Q, draws.joins_N), last_N), lone_N)
     longer_Q = np.cumsum(state.seconds_Q) / state.seconds_Q.sum()
     found_N = state.seconds_Q[np.minimum(np.searchsorted(longer_Q, draws.step_N), len(longer_Q) - 1)]
     idle_N = draws.finds_N >= state.all_busy

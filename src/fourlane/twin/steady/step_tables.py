@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fourlane.twin.assembly_parts import StepTimes
+    from fourlane.twin.steady.attended_pairs import AttendedPairs
 
     Floats = NDArray[np.float64]
 
@@ -24,7 +25,9 @@ __all__ = ["DecodeTable", "PrefillTable", "decode_load", "decode_table", "fulles
 
 _SHARES = (0.02, 0.25, 0.5, 0.75, 1.0)
 _SHARES_Y = np.array(_SHARES)
-_PREFILL_POINTS, _DECODE_POINTS = 8, 16
+_PREFILL_POINTS, _DECODE_POINTS, _SPREAD = 5, 16, 16
+_PREFILL_HIGH = np.array([0.25, 0.5, 0.98, 1.0])
+"""Shares of a chunk: a rank with less than one has whole prompts, which attend to less than parts of long ones."""
 
 
 def _place(grid_X: Floats, at_N: Floats) -> tuple[NDArray[np.int64], Floats]:
@@ -35,10 +38,16 @@ def _place(grid_X: Floats, at_N: Floats) -> tuple[NDArray[np.int64], Floats]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PrefillTable:
-    """Seconds of prefill steps, [fullest rank's tokens, mean rank's as a share of them]."""
+    """Seconds of prefill steps, [fullest rank's tokens, mean rank's as a share of them].
+
+    `pair_s`: by how much a step takes longer for each further position that the fullest rank attends to. `spread_Q`: by
+    how much equally likely steps of whole chunks take longer or shorter for the prompts they happen to have, ascending.
+    """
 
     tokens_X: Floats
     seconds_XY: Floats
+    pair_s: float
+    spread_Q: Floats
 
     def seconds(self, fullest: float, mean: float) -> float:
         """Return what a step takes with so many tokens on the fullest and on the mean rank."""
@@ -48,7 +57,8 @@ class PrefillTable:
 
     def blended(self, other: PrefillTable, share: float) -> PrefillTable:
         """Return the table between this and another one of the same loads, at a share of the way to that."""
-        return PrefillTable(self.tokens_X, self.seconds_XY * (1 - share) + other.seconds_XY * share)
+        seconds_XY = self.seconds_XY * (1 - share) + other.seconds_XY * share
+        return PrefillTable(self.tokens_X, seconds_XY, self.pair_s, self.spread_Q)
 
     def row(self, fullest_N: Floats, mean: float) -> Floats:
         """Return what steps take with so many tokens on the fullest rank each, and as many on the mean one."""
@@ -59,10 +69,25 @@ class PrefillTable:
         high_N = table[x_N + 1, y_N] * (1 - across_N) + table[x_N + 1, y_N + 1] * across_N
         return low_N * (1 - along_N) + high_N * along_N
 
+    def steps(self, fullest_Q: Floats, mean: float) -> Floats:
+        """Return the lengths of equally likely steps, those of whole chunks as unlike as their prompts make them."""
+        seconds_Q = self.row(fullest_Q, mean)
+        whole_Q = fullest_Q >= self.tokens_X[-1]
+        likely_Q = (np.arange(whole_Q.sum()) + 0.5) / max(1, whole_Q.sum()) * len(self.spread_Q)
+        seconds_Q[whole_Q] += self.spread_Q[likely_Q.astype(int)]
+        return seconds_Q
+
     def alone(self, tokens_N: Floats, ranks: int) -> Floats:
         """Return what steps take in which one rank of so many has tokens, 0 where it has none."""
         by_tokens = [np.interp(1.0 / ranks, _SHARES, row) for row in self.seconds_XY]
         return np.where(tokens_N > 0, np.interp(tokens_N, self.tokens_X, by_tokens), 0.0)
+
+    def prompts(self, tokens_N: Floats, ranks: int, chunk: float) -> Floats:
+        """Return what prompts take that are computed in chunks, in steps of their own."""
+        whole_N, rest_N = np.divmod(tokens_N, chunk)
+        before_N = chunk * chunk * whole_N * (whole_N - 1) / 2 + whole_N * chunk * rest_N
+        one_s = self.seconds(chunk, chunk / ranks)
+        return whole_N * one_s + self.alone(rest_N, ranks) + before_N * self.pair_s
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -94,13 +119,13 @@ def prefill_load(ranks: int, *, fullest: float, mean: float, pairs: float, promp
     Args:
         ranks: of a unit.
         fullest, mean: prompt tokens of the fullest and the mean rank.
-        pairs: positions a token attends to.
+        pairs: positions attended to on the rank that attends to most.
         prompt: tokens of a prompt that are computed; as many prompts end in a step as go into its tokens.
     """
     return GroupLoad(
         ranks=ranks,
         prefill_tokens=fullest,
-        prefill_pairs=fullest * pairs,
+        prefill_pairs=pairs,
         decode_tokens=0.0,
         decode_context=0.0,
         logits=max(1.0, fullest / prompt),
@@ -128,17 +153,24 @@ def decode_load(ranks: int, *, fullest: float, mean: float, context: float, rows
     )
 
 
-def prefill_table(steps: StepTimes, ranks: int, *, most: float, pairs: float, prompt: float) -> PrefillTable:
-    """Fill a table up to `most` tokens a rank; other arguments as of `prefill_load`."""
-    tokens_X = np.unique(np.geomspace(1.0, max(2.0, most), _PREFILL_POINTS))
-    seconds_XY = [
-        [
-            steps.step(prefill_load(ranks, fullest=fullest, mean=fullest * share, pairs=pairs, prompt=prompt)).seconds
-            for share in _SHARES
-        ]
-        for fullest in tokens_X.tolist()
-    ]
-    return PrefillTable(tokens_X, np.array(seconds_XY))
+def prefill_table(steps: StepTimes, ranks: int, *, most: float, attended: AttendedPairs, prompt: float) -> PrefillTable:
+    """Fill a table up to `most` tokens a rank, with the positions that prompts attend to; else as of `prefill_load`."""
+    most = max(2.0, most)
+    low_X = np.geomspace(1.0, max(1.0, most / 8), _PREFILL_POINTS)
+    tokens_X = np.unique(np.concatenate([low_X, most * _PREFILL_HIGH]))
+
+    def seconds(fullest: float, share: float, more: float = 0.0) -> float:
+        pairs = attended.fullest(fullest, max(1.0, share * ranks)) + more
+        load = prefill_load(ranks, fullest=fullest, mean=fullest * share, pairs=pairs, prompt=prompt)
+        return steps.step(load).seconds
+
+    seconds_XY = [[seconds(fullest, share) for share in _SHARES] for fullest in tokens_X.tolist()]
+    last, more = float(tokens_X[-1]), float(tokens_X[-1]) ** 2
+    pair_s = (seconds(last, _SHARES[0], more) - seconds_XY[-1][0]) / more
+    share_Q = (np.arange(_SPREAD) + 0.5) / _SPREAD
+    return PrefillTable(
+        tokens_X, np.array(seconds_XY), max(0.0, pair_s), attended.spread(ranks, share_Q) * max(0.0, pair_s)
+    )
 
 
 def decode_table(steps: StepTimes, ranks: int, *, most: float, context: float, rows: float) -> DecodeTable:
