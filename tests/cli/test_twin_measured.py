@@ -65,7 +65,7 @@ def test_calibrating_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
     assert "decode.ranks: expected 2 as prefill.ranks is, got 4" in done.output
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
 def test_a_calibrated_machine_has_a_twin_that_is_about_as_quick(tmp_path: Path) -> None:

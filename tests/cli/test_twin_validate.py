@@ -70,7 +70,7 @@ def test_an_error_budget_explains_the_errors_of_rows_that_are_held() -> None:
             assert 0.03 < error_budget(row).together < 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_exchange_and_networks_are_rows_too() -> None:
     checks = list(validate(["exchange", "network", "flow level"]))
     assert len(checks) == rows_of(["exchange", "network", "flow level"])
