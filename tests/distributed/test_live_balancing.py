@@ -38,7 +38,7 @@ RESTLESS = Balance(interval_steps=6, window_steps=3, min_gain=0.0, moves=8)
 SETTLES = pytest.mark.xfail(
     run=False,
     strict=False,
-    reason="open fault: since ranks are chosen over arrays this load settles after one or two moves; cause not found yet",
+    reason="open fault: since ranks are chosen over arrays this load settles after a move or two; cause unknown",
 )
 
 
