@@ -29,12 +29,12 @@ class Inbox:
         os.eventfd_write(self._event, 1)
 
     def run(self) -> None:
-        """Run what is queued; from the owning thread."""
+        """Run what is queued by now; from the owning thread. For what comes meanwhile the descriptor is readable."""
         try:
             os.eventfd_read(self._event)
         except BlockingIOError:
             return
-        while self._calls:
+        for _ in range(len(self._calls)):
             self._calls.popleft()()
 
     def close(self) -> None:

@@ -91,6 +91,9 @@ class BalanceThread:
         self._inbox = Inbox()
         self._mesh = BulkMesh(sockets, self)
         self._mesh.watch(self._inbox.fileno())
+        self._window_lock = threading.Lock()
+        self._window: tuple[np.ndarray, np.ndarray, int] | None = None
+        """What the leader has not counted yet."""
         self._order: Order | None = None
         """One that begins from a placement this rank does not have yet."""
         self._move: LayerMove | None = None
@@ -112,8 +115,18 @@ class BalanceThread:
         return self._mesh.bytes_sent
 
     def add_window(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int) -> None:
-        """Hand over the tokens each expert got from the whole group in so many steps, and in the last of them."""
-        self._inbox.put(lambda: self._count(load_LE, batch_LE, steps))
+        """Hand over the tokens each expert got from the whole group in so many steps, and in the last of them.
+
+        Windows that come while an earlier one waits are counted together with it: a leader that is slower than they
+        come would otherwise fall behind them for ever, and do nothing else.
+        """
+        with self._window_lock:
+            waiting = self._window
+            if waiting is not None:
+                load_LE, steps = waiting[0] + load_LE, waiting[2] + steps
+            self._window = (load_LE, batch_LE, steps)
+        if waiting is None:
+            self._inbox.put(self._count)
 
     def committed(self, number: int, placement: Placement) -> None:
         """Tell that all ranks serve with what a migration brought."""
@@ -157,8 +170,12 @@ class BalanceThread:
     def _end_soon(self) -> None:
         self._stopping = True
 
-    def _count(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int) -> None:
+    def _count(self) -> None:
         assert self._leader is not None, "only the leader counts"
+        with self._window_lock:
+            window, self._window = self._window, None
+        assert window is not None, "each call is for a window that waits"
+        load_LE, batch_LE, steps = window
         self._leader.add_window(load_LE, batch_LE, steps, self._placement)
         self._order_next()
 

@@ -206,6 +206,48 @@ def test_layer_after_layer_arrives_whole_and_the_old_experts_stay_as_they_were(
     group.assert_ends((1, True), (2, True), (3, True))
 
 
+class SlowLeader(OneMove):
+    """A leader that takes longer over a window than windows take to come."""
+
+    steps = 0
+
+    def add_window(self, load_LE: np.ndarray, batch_LE: np.ndarray, steps: int, placement: Placement) -> None:
+        """Count the steps, slowly."""
+        del batch_LE, placement
+        assert load_LE[0, 0] == steps, "windows counted together have all their tokens"
+        self.steps += steps
+        time.sleep(0.02)
+
+
+def test_windows_that_come_quicker_than_the_leader_counts_hold_up_no_layer(group_of: Callable[..., Group]) -> None:
+    group = group_of(FIRST, SECOND)
+    slow = group.leader = SlowLeader(FIRST, SECOND)
+    group.threads[0]._leader = slow  # type: ignore[assignment]
+    fed, enough = 0, threading.Event()
+
+    def feed() -> None:
+        nonlocal fed
+        while not enough.wait(0.002):
+            group.wake()
+            fed += 1
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        for each in group.threads:
+            each.start()
+        for number in (1, 2):
+            group.commit(group.until({"staged"}, number))
+    finally:
+        enough.set()
+        feeder.join(PATIENCE_S)
+    group.assert_serves()
+    deadline = time.monotonic() + PATIENCE_S
+    while slow.steps < fed and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert slow.steps == fed, "no window is lost"
+
+
 def test_ranks_whose_step_ends_late_take_the_next_layer_only_after_it(group_of: Callable[..., Group]) -> None:
     group = group_of(FIRST, SECOND)
     group.begin()
