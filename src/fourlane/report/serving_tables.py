@@ -11,7 +11,8 @@ from fourlane.report.tables import Table, byte_text, number, percent, time_text
 
 if TYPE_CHECKING:
     from fourlane.twin.point_values import OperatingPoint
-    from fourlane.twin.serving.results import PhaseUse, ServingResults
+    from fourlane.twin.serving.result_values import PhaseUse
+    from fourlane.twin.serving.results import ServingResults
 
 __all__ = [
     "against_steady_table",

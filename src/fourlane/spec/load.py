@@ -106,15 +106,7 @@ def load_twin(path: str | Path, *, overrides: Sequence[str] = ()) -> Twin:
     """
     from fourlane.spec.twin_rules import twin_faults
 
-    file = _file_of(path, "twin")
-    data = _read_toml(file)
-    _find_named(file, data)
-    changed = _apply(data, overrides)
-    twin, faults = read_struct(Twin, data)
-    if twin is not None:
-        faults += _unrelated(twin_faults(twin), faults)
-    _refuse(faults, file.name, changed)
-    return twin
+    return _load_named(path, "twin", Twin, overrides, twin_faults)
 
 
 def load_plan_spec(path: str | Path, *, overrides: Sequence[str] = ()) -> PlanSpec:
@@ -127,13 +119,20 @@ def load_plan_spec(path: str | Path, *, overrides: Sequence[str] = ()) -> PlanSp
     """
     from fourlane.spec.plan import PlanSpec, plan_faults
 
-    file = _file_of(path, "plan")
+    return _load_named(path, "plan", PlanSpec, overrides, plan_faults)
+
+
+def _load_named(
+    path: str | Path, what: str, kind: type[S], overrides: Sequence[str], rules: Callable[[S], Iterable[Fault]]
+) -> S:
+    """Read a file, or one of the catalog's, that names others, which are found beside it."""
+    file = _file_of(path, what)
     data = _read_toml(file)
     _find_named(file, data)
     changed = _apply(data, overrides)
-    spec, faults = read_struct(PlanSpec, data)
+    spec, faults = read_struct(kind, data)
     if spec is not None:
-        faults += _unrelated(plan_faults(spec), faults)
+        faults += _unrelated(rules(spec), faults)
     _refuse(faults, file.name, changed)
     return spec
 

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from measured_profiles import two_cores
 
 from fourlane.errors import SpecError
-from fourlane.spec.architecture import Architecture, GroupedQueryAttention
 from fourlane.spec.hardware_profile import (
     Crowding,
     HardwareProfile,
-    MeasuredKv,
-    MeasuredOverheads,
     MeasuredPart,
     MeasuredPhase,
     load_profile,
@@ -36,33 +34,7 @@ def a_phase() -> MeasuredPhase:
 
 @pytest.fixture
 def profile() -> HardwareProfile:
-    return HardwareProfile(
-        name="two-cores",
-        machine="a test",
-        device="cpu",
-        cores=2,
-        date="2026-11-27",
-        source="by hand",
-        model="bundled",
-        architecture=Architecture(
-            name="small",
-            layers=2,
-            hidden=64,
-            vocabulary=256,
-            attention=GroupedQueryAttention(heads=4, kv_heads=2, head_width=16),
-            experts=8,
-            top_k=2,
-            expert_inner=32,
-            source="by hand",
-        ),
-        ranks=2,
-        exchange="shared_memory",
-        prefill=a_phase(),
-        decode=a_phase(),
-        kv=MeasuredKv(transport="shared_memory", bytes_per_s=1e9, latency_s=1e-3),
-        overheads=MeasuredOverheads(arrive_s=2e-3),
-        crowding=Crowding(prefill=2.0, decode=2.1, prefill_lone=1.4, decode_lone=2.0),
-    )
+    return msgspec.structs.replace(two_cores(), prefill=a_phase(), decode=a_phase())
 
 
 def test_a_profile_is_read_back_as_it_was_written(profile: HardwareProfile, tmp_path: Path) -> None:

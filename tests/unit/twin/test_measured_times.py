@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from measured_profiles import two_cores
 
 from fourlane.errors import SpecError
 from fourlane.spec.architecture_file import load_architecture
-from fourlane.spec.hardware_profile import HardwareProfile, MeasuredKv, MeasuredPart, MeasuredPhase
+from fourlane.spec.hardware_profile import HardwareProfile, MeasuredOverheads, MeasuredPart, MeasuredPhase
 from fourlane.spec.twin import TwinPool
 from fourlane.twin.measured_times import (
     MeasuredExchange,
@@ -42,21 +43,8 @@ def a_phase(seconds: float) -> MeasuredPhase:
 
 @pytest.fixture
 def profile() -> HardwareProfile:
-    return HardwareProfile(
-        name="two-cores",
-        machine="a test",
-        device="cpu",
-        cores=2,
-        date="2026-11-27",
-        source="by hand",
-        model="bundled",
-        architecture=load_architecture("bundled"),
-        ranks=2,
-        exchange="shared_memory",
-        prefill=a_phase(10.0),
-        decode=a_phase(1.0),
-        kv=MeasuredKv(transport="shared_memory", bytes_per_s=1e9, latency_s=1e-3),
-    )
+    bare = {"overheads": MeasuredOverheads(), "crowding": None}
+    return msgspec.structs.replace(two_cores(), prefill=a_phase(10.0), decode=a_phase(1.0), **bare)
 
 
 def a_load(*, prefill: float = 0.0, decode: float = 0.0) -> RankLoad:

@@ -18,7 +18,7 @@ __all__ = ["validate"]
 _GROUPS = ("serving", "kernels", "exchange", "network", "flow-level")
 EXAMPLES = """\b
 Examples:
-  fourlane twin validate                        everything; a minute or two
+  fourlane twin validate                        everything; minutes
   fourlane twin validate serving kernels        seconds
   fourlane twin validate serving --json
   fourlane twin validate -o docs/validation.md  the page

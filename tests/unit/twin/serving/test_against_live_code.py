@@ -20,7 +20,7 @@ from fourlane.twin.serving.simulation import simulate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fourlane.twin.serving.results import RequestTimes
+    from fourlane.twin.serving.result_values import RequestTimes
 
 BLOCK = 16
 
