@@ -186,7 +186,11 @@ def main() -> None:
         ]
         plot_roofline(options.plot, points, memory=memory, title="Kernels of the exchange")
     if options.write:
-        print(write_page("kernels", title="Kernels of expert exchange on a GPU", lines=lines))
+        import torch
+
+        gpu = torch.cuda.get_device_name()
+        title = f"Kernels of expert exchange on one {gpu}"
+        print(write_page("kernels", title=title, lines=lines, hardware="-".join(gpu.lower().split())))
 
 
 if __name__ == "__main__":

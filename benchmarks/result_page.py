@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLDER", "hardware_slug", "write_page"]
 
-PACKAGES = ("fourlane", "torch", "transformers", "numpy", "msgspec", "uvicorn", "pyzmq")
+PACKAGES = ("fourlane", "torch", "triton", "transformers", "numpy", "msgspec", "uvicorn", "pyzmq")
 FOLDER = Path(__file__).parent / "results"
 
 

@@ -119,12 +119,13 @@ def pack_float8_in_torch(x_TD: Tensor) -> Tensor:
     greatest_TX = magnitude_TXB.amax(dim=2).clamp(min=_LEAST_MAXIMUM)
     # torch's own cast, unlike the native one, would make infinities the largest number
     x_TXB = torch.where(x_TXB.isinf(), torch.copysign(x_TXB.new_tensor(torch.nan), x_TXB), x_TXB)
-    # of a number and a tensor PyTorch makes a product with the reciprocal, which is rounded twice
-    inverse_TX = greatest_TX.new_tensor(_GREATEST) / greatest_TX
+    # of a number and a tensor PyTorch makes a product with the reciprocal, which is rounded twice; on CUDA either way
+    full_TX = torch.full_like(greatest_TX, _GREATEST)
+    inverse_TX = full_TX / greatest_TX
     codes_TXB = (x_TXB * inverse_TX.unsqueeze(2)).to(torch.float8_e4m3fn)
     blocks = greatest_TX.shape[1]
     codes_TD = codes_TXB.view(torch.uint8).reshape(tokens, blocks * FLOAT8_BLOCK)[:, :dim]
-    scales = (greatest_TX / _GREATEST).view(-1).view(torch.uint8).view(tokens, blocks * 4)
+    scales = (greatest_TX / full_TX).view(-1).view(torch.uint8).view(tokens, blocks * 4)
     return torch.cat([codes_TD, scales], dim=1)
 
 
