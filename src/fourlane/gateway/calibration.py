@@ -29,6 +29,7 @@ from fourlane.engine.model.config import resolve_model_path
 from fourlane.engine.rank_config import exchange_of
 from fourlane.errors import EngineError, SpecError
 from fourlane.gateway.live_steps import LiveService
+from fourlane.gateway.mixed_loads import fitted, mixed_loads
 from fourlane.gateway.processor_use import ProcessorUse
 from fourlane.spec.architecture_file import load_architecture
 from fourlane.spec.hardware_profile import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from fourlane.gateway.live_steps import Gap
+    from fourlane.gateway.mixed_loads import MixedLoad, Pace
     from fourlane.spec.architecture import Architecture
     from fourlane.spec.deployment import Deployment, Pool
 
@@ -59,7 +61,7 @@ _DISTURBED = 0.06
 _PATIENCE = 3
 K = TypeVar("K")
 V = TypeVar("V")
-_STEPS = 96
+_STEPS = 109
 """About as many as there are with two ranks a unit."""
 _SHORT, _LONG = 96, 480
 """Tokens that decoding sequences have when their passes are measured."""
@@ -111,7 +113,7 @@ def calibrate(
     }
     kv = _measure_kv(deployment, steps)
     live = asyncio.run(_Live(deployment, architecture, phases, longest, effort, steps).measure())
-    return HardwareProfile(
+    profile = HardwareProfile(
         name=f"{os.cpu_count()}-cores" if pools["decode"].device == "cpu" else pools["decode"].device,
         machine=machine_name(pools["decode"].device),
         device=pools["decode"].device,
@@ -119,7 +121,8 @@ def calibrate(
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         source="fourlane twin calibrate"
         + (f" ({live.disturbed} of its loads always disturbed by other work)" if live.disturbed else ""),
-        fitted="what steps take beside their passes: steps of the running service under loads of calibration's own",
+        fitted="what steps take beside their passes, and what decoding loses to prompts and to sequences that join: "
+        "steps and mixed loads of the running service, of calibration's own",
         versions=_versions(),
         model=deployment.model.path,
         architecture=architecture,
@@ -131,6 +134,10 @@ def calibrate(
         overheads=live.overheads,
         crowding=live.crowding,
     )
+    if live.mixed:
+        steps("the twin is fitted to mixed loads")
+        profile = fitted(profile, deployment, live.mixed)
+    return profile
 
 
 class _Steps:
@@ -253,6 +260,7 @@ class _Found:
     overheads: MeasuredOverheads
     hand_off_s: float
     crowding: Crowding | None
+    mixed: dict[MixedLoad, Pace]
     disturbed: int
 
 
@@ -324,10 +332,18 @@ class _Live:
         decode, hand_off_s = await self._decode(live)
         prefill, overheads = await self._prefill(live)
         overheads = msgspec.structs.replace(overheads, wake_s=await self._wake(live, overheads))
-        crowding = None
+        crowding: Crowding | None = None
+        mixed: dict[MixedLoad, Pace] = {}
         if _pools(self._deployment)["decode"].device == "cpu":
             crowding = await self._crowding(live, prefill, decode)
-        return _Found(prefill, decode, overheads, hand_off_s, crowding, self._disturbed)
+            mixed = await self._mixed(live)
+        return _Found(prefill, decode, overheads, hand_off_s, crowding, mixed, self._disturbed)
+
+    async def _mixed(self, live: LiveService) -> dict[MixedLoad, Pace]:
+        """Return what requests see that begin and end while others decode."""
+        measures = {load: partial(live.mixed, load) for load in mixed_loads(self._ranks, self._longest)}
+        text = "the service gets a mixed load: {0.concurrency} at a time, prompts of {0.prompt} tokens"
+        return await self._in_turn(measures, text, lambda pace: pace.tpot_s)
 
     def _decode_load(self, sequences: int, context: float) -> PassLoad:
         fullest = -(-sequences // self._ranks)

@@ -17,11 +17,14 @@ import msgspec
 from fourlane.errors import CheckFailed, EngineError
 from fourlane.gateway.load import Load, PlannedRequest, run_load
 from fourlane.gateway.load.workload import token_ids
+from fourlane.gateway.mixed_loads import Pace
+from fourlane.spec.request_load import Arrivals, Lengths, draw_requests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fourlane.gateway.load import Client, Record
+    from fourlane.gateway.mixed_loads import MixedLoad
 
 __all__ = ["Crowded", "Gap", "LivePrompts", "LiveService"]
 
@@ -115,6 +118,20 @@ class LiveService:
         _, records = await self._send(self._requests(prompts, tokens, 1), prompts)
         times = sorted(_ttft(record) for record in records)
         return sum(each < times[0] + (times[-1] - times[0]) / 2 for each in times) if prompts > 1 else 1
+
+    async def mixed(self, load: MixedLoad) -> Pace:
+        """Send a closed loop whose requests begin and end while others decode, and return what they saw."""
+        drawn = draw_requests(
+            Arrivals(concurrency=load.concurrency),
+            requests=load.requests,
+            input_lengths=Lengths.parse(str(load.prompt), name="prompt"),
+            output_lengths=Lengths.parse(load.output, name="output"),
+            seed=0,
+        )
+        requests = (next(self._requests(1, prompt, output)) for _, prompt, output in drawn)
+        _, records = await self._send(requests, load.concurrency)
+        each = [record.tpot_s for record in records if record.tpot_s is not None]
+        return Pace(statistics.fmean(_ttft(record) for record in records), statistics.fmean(each))
 
     async def crowded(self, sequences: int, at_once: int, *, prompt: int, context: int, seconds: float) -> Crowded:
         """Decode sequences, after a while beside prompts of so many tokens, so many at once.

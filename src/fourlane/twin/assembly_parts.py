@@ -113,6 +113,7 @@ class Overheads:
         request_host_s: how long gateway and client are busy with a request; others wait for `DISPATCHED` of it when it
             comes, and again when its pages are reserved and its prompt is sent on.
         wake_s: from when an idle prefill unit gets a prompt until it begins with all that have come by then.
+        join_s: by how much a decode unit's next step is later for each sequence that joins.
         source: in words.
     """
 
@@ -121,6 +122,7 @@ class Overheads:
     deliver_s: float = 0.0
     request_host_s: float = 0.0
     wake_s: float = 0.0
+    join_s: float = 0.0
     source: str = "assumed: none"
 
     @property

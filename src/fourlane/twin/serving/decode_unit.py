@@ -44,7 +44,7 @@ class Leap:
     """Steps to come, from `since` on.
 
     `first` seconds the first takes at full speed, `more` each next one beyond the one before; `done` full-speed seconds
-    of it had passed at `since`.
+    of it had passed at `since`, less than none where sequences that join have yet to be taken in.
     """
 
     steps: int
@@ -122,6 +122,7 @@ class DecodeUnit:
         self._total_pages = model.memory.kv_blocks
         self._block_size = assembly.twin.block_size
         self._tokens = assembly.tokens_per_step
+        self._join_s = assembly.overheads.join_s
         self._drafted = 1 + assembly.twin.assumptions.mtp_tokens
         self._clock, self._host, self._records = around.clock, around.host, around.records
         self._times, self._gateway, self._listener = times, gateway, listener
@@ -273,6 +274,7 @@ class DecodeUnit:
         self._end_those_due()
         for sequence in self._joining:
             self._take_in(sequence, now)
+        joining_s = self._join_s * len(self._joining)
         self._joining.clear()
         self._cross(self._step)
         was_stepping = self._leap is not None
@@ -281,6 +283,7 @@ class DecodeUnit:
             if was_stepping:
                 self._host.changed()
             return
+        self._leap.done = -joining_s
         self._host.changed()
         self._leap.speed = self._host.speed(self)
         self._turn_later(self._leap.steps)
