@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fourlane.gateway.load import Client, Record
     from fourlane.gateway.mixed_loads import MixedLoad
 
-__all__ = ["Crowded", "Gap", "LivePrompts", "LiveService"]
+__all__ = ["Crowded", "Gap", "LivePrompts", "LiveService", "Lone"]
 
 _SETTLE_S = 0.45
 """Until ranks have told of their last steps: they report five times a second."""
@@ -55,6 +55,21 @@ class LivePrompts:
     ttft_s: float
     step_s: float
     host_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lone:
+    """A lone request.
+
+    Units:
+        ttft_s: until its first token came; gaps_s: between its tokens; prefill_idle_s, decode_idle_s: for how long the
+        unit of either phase had done nothing.
+    """
+
+    ttft_s: float
+    gaps_s: list[float]
+    prefill_idle_s: float
+    decode_idle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +133,29 @@ class LiveService:
         _, records = await self._send(self._requests(prompts, tokens, 1), prompts)
         times = sorted(_ttft(record) for record in records)
         return sum(each < times[0] + (times[-1] - times[0]) / 2 for each in times) if prompts > 1 else 1
+
+    async def after_pauses(
+        self, pairs: int, seconds: float, *, prompt: int, output: int
+    ) -> tuple[list[Lone], list[Lone]]:
+        """Send lone requests in turn after a pause and right after the one before; return those, and these.
+
+        Args:
+            pairs: of requests.
+            seconds: of a pause.
+            prompt: tokens of each.
+            output: tokens of each answer.
+        """
+        later, at_once = list[Lone](), list[Lone]()
+        decoding_s = 0.0
+        await self._send(self._requests(1, prompt, 1), 1)
+        for _ in range(pairs):
+            for pause_s, found in ((seconds, later), (0.0, at_once)):
+                await asyncio.sleep(pause_s)
+                _, (record,) = await self._send(self._requests(1, prompt, output), 1)
+                ttft_s = _ttft(record)
+                found.append(Lone(ttft_s, record.gaps_s, pause_s + decoding_s, pause_s + ttft_s))
+                decoding_s = sum(record.gaps_s)
+        return later, at_once
 
     async def mixed(self, load: MixedLoad) -> Pace:
         """Send a closed loop whose requests begin and end while others decode, and return what they saw."""

@@ -107,13 +107,16 @@ class MeasuredOverheads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         arrive_s: seconds from sending a request until a prefill rank may compute it, pages reserved, and from its first
         token until the client has it; request_host_s: of that, how long gateway and client are busy with it;
         wake_s: of that, from when an idle prefill unit gets a prompt until its step begins with all that have come;
-        join_s: by how much a decode unit's next step is later for each sequence that joins.
+        join_s: by how much a decode unit's next step is later for each sequence that joins; cold_prefill_s,
+        cold_decode_s: by how much the first step is later of a unit that did nothing for half a second or longer.
     """
 
     arrive_s: float = 0.0
     request_host_s: float = 0.0
     wake_s: float = 0.0
     join_s: float = 0.0
+    cold_prefill_s: float = 0.0
+    cold_decode_s: float = 0.0
 
 
 class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     from fourlane.spec.twin import Twin, TwinPool
     from fourlane.twin.times import BalanceCurve, ExchangeTimes, GroupLoad, Phase, StepTime
 
-__all__ = ["DISPATCHED", "Assembly", "KvTransfer", "MemoryBudget", "Overheads", "PhaseModel", "StepTimes"]
+__all__ = [
+    "COLD_IDLE_S",
+    "DISPATCHED",
+    "Assembly",
+    "KvTransfer",
+    "MemoryBudget",
+    "Overheads",
+    "PhaseModel",
+    "StepTimes",
+    "cold",
+]
 
+COLD_IDLE_S = 0.5
+"""After so long without work a unit is as slow at first as it gets."""
 DISPATCHED = 0.25
 """Of the time that gateway and client are busy with a request, what passes until they turn to the next one."""
 
@@ -114,6 +126,8 @@ class Overheads:
             comes, and again when its pages are reserved and its prompt is sent on.
         wake_s: from when an idle prefill unit gets a prompt until it begins with all that have come by then.
         join_s: by how much a decode unit's next step is later for each sequence that joins.
+        cold_prefill_s, cold_decode_s: by how much a unit's first step is later if it did nothing for `COLD_IDLE_S` or
+            longer; after less in proportion.
         source: in words.
     """
 
@@ -123,6 +137,8 @@ class Overheads:
     request_host_s: float = 0.0
     wake_s: float = 0.0
     join_s: float = 0.0
+    cold_prefill_s: float = 0.0
+    cold_decode_s: float = 0.0
     source: str = "assumed: none"
 
     @property
@@ -134,6 +150,11 @@ class Overheads:
     def gateway_s(self) -> float:
         """Return all of a lone request's time that is neither step nor reservation."""
         return self.arrive_s + self.dispatch_s + self.wake_s + self.deliver_s
+
+
+def cold(idle_s: float) -> float:
+    """Return how cold a unit is that did nothing for so long, as a share of as cold as it gets."""
+    return min(1.0, idle_s / COLD_IDLE_S)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -80,7 +80,12 @@ def _overheads(profile: HardwareProfile) -> Overheads:
     """Return what a request waits for: of all that was measured for a lone one, what comes first, and the rest."""
     measured = profile.overheads
     found = Overheads(
-        request_host_s=measured.request_host_s, wake_s=measured.wake_s, join_s=measured.join_s, source=profile.label
+        request_host_s=measured.request_host_s,
+        wake_s=measured.wake_s,
+        join_s=measured.join_s,
+        cold_prefill_s=measured.cold_prefill_s,
+        cold_decode_s=measured.cold_decode_s,
+        source=profile.label,
     )
     return replace(found, arrive_s=max(0.0, measured.arrive_s - found.gateway_s))
 

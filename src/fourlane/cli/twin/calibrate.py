@@ -34,9 +34,9 @@ Examples:
 def calibrate(*, deployment: Path | None, overrides: tuple[str, ...], device: str | None, output: Path) -> None:
     """Measure this machine by a deployment's ranks, and write a hardware profile.
 
-    Passes of prefill and decode are taken apart on ranks of their own; then the service is brought up and sent small
-    loads, about a minute for the bundled model. Without DEPLOYMENT: the bundled model on 2 + 2 ranks. Use the
-    profile with `fourlane twin run --deployment DEPLOYMENT --hardware PROFILE`.
+    Passes of prefill and decode are taken apart on ranks of their own; then the service is brought up several times, as
+    no two are equally quick, and sent small loads: about four minutes for the bundled model. Without DEPLOYMENT: the
+    bundled model on 2 + 2 ranks. Use the profile with `fourlane twin run --deployment DEPLOYMENT --hardware PROFILE`.
 
     Nothing else should run meanwhile: what others take shows as slower ranks.
     """
@@ -88,6 +88,11 @@ def _tables(profile: HardwareProfile) -> list[Table]:
         ("KV", f"{profile.kv.bytes_per_s / 1e9:.2f} GB/s, {profile.kv.transport}"),
         ("of gateway and client, a request", _us(profile.overheads.request_host_s)),
         ("until an idle unit begins", _us(profile.overheads.wake_s)),
+        ("of decode, a sequence that joins", _us(profile.overheads.join_s)),
+        (
+            "of prefill and decode, after a pause",
+            f"{_us(profile.overheads.cold_prefill_s)}, {_us(profile.overheads.cold_decode_s)}",
+        ),
     ]
     if crowd is not None:
         values.append(("prefill beside decode", f"x {crowd.prefill:.2f}, one rank x {crowd.prefill_lone:.2f}"))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fourlane.policy.request_routing import pages_for
+from fourlane.twin.assembly_parts import cold
 from fourlane.twin.serving.records import DecodeLeap
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class DecodeUnit:
         self._total_pages = model.memory.kv_blocks
         self._block_size = assembly.twin.block_size
         self._tokens = assembly.tokens_per_step
-        self._join_s = assembly.overheads.join_s
+        self._join_s, self._cold_s = assembly.overheads.join_s, assembly.overheads.cold_decode_s
+        self._idle_since = 0.0
         self._drafted = 1 + assembly.twin.assumptions.mtp_tokens
         self._clock, self._host, self._records = around.clock, around.host, around.records
         self._times, self._gateway, self._listener = times, gateway, listener
@@ -228,6 +230,8 @@ class DecodeUnit:
     def pause(self) -> None:
         """Stand still; the step under way is lost, and run again afterwards."""
         self.catch_up()
+        if self._leap is not None:
+            self._idle_since = self._clock.now
         self._close_leap()
         self.paused = True
         self._version += 1
@@ -269,21 +273,24 @@ class DecodeUnit:
 
     def _turn(self) -> None:
         """Stand between two steps: let go who has ended, take in who has come, and leap on."""
+        was_stepping = self._leap is not None
         self._close_leap(self._planned)
         now = self._clock.now
         self._end_those_due()
         for sequence in self._joining:
             self._take_in(sequence, now)
-        joining_s = self._join_s * len(self._joining)
+        late_s = self._join_s * len(self._joining)
         self._joining.clear()
         self._cross(self._step)
-        was_stepping = self._leap is not None
         self._leap = self._next_leap(now)
         if self._leap is None:
             if was_stepping:
+                self._idle_since = now
                 self._host.changed()
             return
-        self._leap.done = -joining_s
+        if not was_stepping:
+            late_s += self._cold_s * cold(now - self._idle_since)
+        self._leap.done = -late_s
         self._host.changed()
         self._leap.speed = self._host.speed(self)
         self._turn_later(self._leap.steps)

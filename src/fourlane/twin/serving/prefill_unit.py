@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from fourlane.policy.request_routing import pages_for
 from fourlane.policy.scheduling import plan_step
+from fourlane.twin.assembly_parts import cold
 from fourlane.twin.serving.page_pool import PagePool
 from fourlane.twin.serving.records import PrefillStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fourlane.twin.assembly_parts import PhaseModel
+    from fourlane.twin.assembly_parts import Overheads, PhaseModel
     from fourlane.twin.serving.fast_steps import FastSteps
     from fourlane.twin.serving.host import Surroundings
     from fourlane.twin.serving.prompt_names import PromptNames
@@ -74,7 +75,7 @@ class PrefillUnit:
         names: of prompts' pages.
         around: what all units share.
         computed: called with each part computed, and from when to when.
-        wake_s: from when it gets a prompt, having nothing to do, until it begins with all that have come by then.
+        overheads: of requests and units.
     """
 
     phase: Phase = "prefill"
@@ -88,7 +89,7 @@ class PrefillUnit:
         names: PromptNames,
         around: Surroundings,
         computed: Callable[[Part, float, float], None],
-        wake_s: float = 0.0,
+        overheads: Overheads,
     ) -> None:
         self.index = index
         self.ranks = model.pool.ranks
@@ -105,7 +106,8 @@ class PrefillUnit:
         self._step: Progress | None = None
         self._speed = 1.0
         self._version = 0
-        self._wake_s = wake_s
+        self._wake_s, self._cold_s = overheads.wake_s, overheads.cold_prefill_s
+        self._idle_since = 0.0
         self._waking = False
 
     @property
@@ -175,7 +177,8 @@ class PrefillUnit:
             return
         if not self._waking:
             self._waking = True
-            self._clock.at(self._clock.now + self._wake_s, self._woken)
+            now = self._clock.now
+            self._clock.at(now + self._wake_s + self._cold_s * cold(now - self._idle_since), self._woken)
 
     def _woken(self) -> None:
         self._waking = False
@@ -291,6 +294,7 @@ class PrefillUnit:
         if not self.paused:
             self._begin()
         if self._step is None:
+            self._idle_since = now
             self._host.changed()
 
     def _commit(self, part: Part, began: float, now: float) -> None:

@@ -110,7 +110,7 @@ class Service:
             names=self.load.names,
             around=self.around,
             computed=self._computed,
-            wake_s=self.assembly.overheads.wake_s,
+            overheads=self.assembly.overheads,
         )
 
     def _decode_unit(self, index: int) -> DecodeUnit:
