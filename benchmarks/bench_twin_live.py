@@ -1,7 +1,8 @@
-"""How near the twin of this machine comes to the live service: the bundled model on 2 + 2 ranks, load by load.
+"""How near the twin of this machine comes to the live service, the bundled model on 2 + 2 ranks, load by load.
 
     python benchmarks/bench_twin_live.py                    measures machine and loads, and writes the page
     python benchmarks/bench_twin_live.py --profile mine.toml --records FOLDER      takes what is there already
+    python benchmarks/bench_twin_live.py --device cuda --ranks 1                   on a GPU: 1 + 1 ranks
 
 Each load is sent by `fourlane bench serve` to a service of its own, several times, in turn with the others; the median
 run counts. The twin is `fourlane twin run --deployment two_by_two` on the profile. Bars: TPOT within 10 %, TTFT within
@@ -82,44 +83,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", type=Path, help="a hardware profile that is there already")
     parser.add_argument("--records", type=Path, help="folder of measured loads: what is there is not measured again")
+    parser.add_argument("--device", default="cpu", help="where ranks compute [cpu]")
+    parser.add_argument("--ranks", type=int, default=2, help="of each pool [2]")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each load [3]")
     parser.add_argument("--no-page", action="store_true", help="print only")
     options = parser.parse_args()
+    pools = [
+        word
+        for phase in ("prefill", "decode")
+        for word in ("--set", f"{phase}.ranks={options.ranks}", "--set", f"{phase}.device={options.device}")
+    ]
     with tempfile.TemporaryDirectory() as made:
         records = options.records or Path(made)
         records.mkdir(exist_ok=True)
-        profile = options.profile or _calibrated(Path(made))
-        served = measured(records, options.rounds)
-        lines = page(profile, served)
+        profile = options.profile or _calibrated(Path(made), pools)
+        served = measured(records, options.rounds, pools)
+        lines = page(profile, served, pools[1::2])
+        label = load_profile(profile).machine
     print("\n".join(lines))
     if not options.no_page:
-        title = "The twin of this machine beside the live service: bundled model, 2 prefill and 2 decode ranks"
-        print(write_page("twin_live", title=title, lines=lines))
+        title = f"The twin of {label} beside the live service: bundled model, {options.ranks} + {options.ranks} ranks"
+        hardware = None if options.device == "cpu" else "-".join(label.lower().split())
+        print(write_page("twin_live", title=title, lines=lines, hardware=hardware))
 
 
-def _calibrated(folder: Path) -> Path:
+def _calibrated(folder: Path, pools: list[str]) -> Path:
     path = folder / "profile.toml"
-    subprocess.run([*_FOURLANE, "twin", "calibrate", "-o", str(path)], check=True)
+    subprocess.run([*_FOURLANE, "twin", "calibrate", *pools, "-o", str(path)], check=True)
     return path
 
 
-def measured(folder: Path, rounds: int) -> dict[Load, list[dict[str, Any]]]:
+def measured(folder: Path, rounds: int, pools: list[str]) -> dict[Load, list[dict[str, Any]]]:
     """Return summaries of `fourlane bench serve` of each load, measuring those that are missing; loads take turns."""
     found: dict[Load, list[dict[str, Any]]] = {load: [] for load in LOADS}
     for turn in range(rounds):
         for number, load in enumerate(LOADS):
             path = folder / f"load{number}-{turn}.json"
             if not path.exists():
-                pools = ["--set", "prefill.ranks=2", "--set", "decode.ranks=2"]
                 command = [*_FOURLANE, "bench", "serve", *pools, *load.options, "--json", str(path)]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             found[load].append(json.loads(path.read_text(encoding="utf-8"))["summary"])
     return found
 
 
-def page(profile: Path, served: dict[Load, list[dict[str, Any]]]) -> list[str]:
+def page(profile: Path, served: dict[Load, list[dict[str, Any]]], changes: list[str]) -> list[str]:
     """Return the comparison as lines of Markdown."""
-    deployment = load_deployment("two_by_two")
+    deployment = load_deployment(None, overrides=changes)
     rows, within = list[str](), 0
     for load, summaries in served.items():
         twin = simulate(assemble(twin_of(deployment, profile, workload=load.workload))).summary()

@@ -55,7 +55,7 @@ def calibrate(
 
     Args:
         deployment: prefill and decode pools of one group each, of as many ranks, on this host.
-        effort: how long it is measured; None: about four minutes for the bundled model.
+        effort: how long it is measured; None: three to four minutes for the bundled model.
         show: told how many steps of measuring are done, of how many, and what is measured now.
 
     Raises:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Effort", "Steps"]
 
-_MOST_STEPS = 200
+_MOST_STEPS = 206
 """About as many as there are with two ranks a unit."""
 
 

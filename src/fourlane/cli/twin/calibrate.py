@@ -35,7 +35,7 @@ def calibrate(*, deployment: Path | None, overrides: tuple[str, ...], device: st
     """Measure this machine by a deployment's ranks, and write a hardware profile.
 
     Passes of prefill and decode are taken apart on ranks of their own; then the service is brought up several times, as
-    no two are equally quick, and sent small loads: about four minutes for the bundled model. Without DEPLOYMENT: the
+    no two are equally quick, and sent small loads: three to four minutes for the bundled model. Without DEPLOYMENT: the
     bundled model on 2 + 2 ranks. Use the profile with `fourlane twin run --deployment DEPLOYMENT --hardware PROFILE`.
 
     Nothing else should run meanwhile: what others take shows as slower ranks.
