@@ -67,7 +67,7 @@ def test_calibrating_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.distributed
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_calibrated_machine_has_a_twin_that_is_about_as_quick(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     done = fourlane("calibrate", "-o", str(path))
