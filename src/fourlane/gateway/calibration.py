@@ -86,8 +86,7 @@ def calibrate(
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         source="fourlane twin calibrate"
         + (f" ({live.disturbed} of its loads always disturbed by other work)" if live.disturbed else ""),
-        fitted="what steps take beside their passes, and what decoding loses to prompts and to sequences that join: "
-        "steps and mixed loads of the running service, of calibration's own",
+        fitted=_fitted(mixed=bool(live.mixed)),
         versions=_versions(),
         model=deployment.model.path,
         architecture=architecture,
@@ -103,6 +102,19 @@ def calibrate(
         steps("the twin is fitted to mixed loads")
         profile = fitted(profile, deployment, live.mixed)
     return profile
+
+
+def _fitted(*, mixed: bool) -> str:
+    """Return what of a profile was adjusted rather than measured on its own, and on what."""
+    if mixed:
+        return (
+            "what steps take beside their passes, and what decoding loses to prompts and to sequences that join: "
+            "steps and mixed loads of the running service, of calibration's own"
+        )
+    return (
+        "what steps take beside their passes: steps of the running service, of calibration's own; every rank is taken "
+        "to have a GPU to itself"
+    )
 
 
 def _pools(deployment: Deployment) -> dict[Phase, Pool]:
