@@ -37,6 +37,8 @@ __all__ = ["LiveFigures", "ServiceCalibration", "pooled"]
 
 Phase = Literal["prefill", "decode"]
 _BURSTS = 6
+_TOLD_APART = 0.2
+"""By how much colder a unit has to be after a pause than without one, for what that costs to be told from noise."""
 _COLD_GAPS = 12
 """Between tokens, in which what a pause costs decoding shows."""
 _DISTURBED = 0.06
@@ -244,6 +246,8 @@ class ServiceCalibration:
         def lost(seconds: Callable[[Lone], float], idle_s: Callable[[Lone], float]) -> float:
             later_s, at_once_s = (statistics.median(map(seconds, each)) for each in (later, at_once))
             colder, warmer = (statistics.median(cold(idle_s(one)) for one in each) for each in (later, at_once))
+            if colder - warmer < _TOLD_APART:  # answers take so long that a unit rests between any two requests
+                return 0.0
             return max(0.0, (later_s - at_once_s) / (colder - warmer))
 
         return {

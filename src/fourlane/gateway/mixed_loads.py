@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fourlane.spec.hardware_profile import Crowding
 from fourlane.spec.twin import Workload
 from fourlane.spec.writing import render
 from fourlane.twin.assembly import assemble
@@ -109,8 +108,8 @@ def fitted(profile: HardwareProfile, deployment: Deployment, measured: Mapping[M
             math.log(pace.tpot_s / live.tpot_s) ** 2 for pace, live in zip(paces, measured.values(), strict=True)
         )
 
-    crowding = profile.crowding or Crowding(prefill=1.0, decode=1.0, prefill_lone=1.0, decode_lone=1.0)
-    pooled = statistics.fmean((crowding.decode, crowding.decode_lone)) - 1
+    assert profile.crowding is not None, "mixed loads are sent where crowding was measured"
+    pooled = statistics.fmean((profile.crowding.decode, profile.crowding.decode_lone)) - 1
     found = least(apart, (pooled, 0.0, 0.0), (0.5, 0.5, 4e-3), (_MOST_LONE, _MOST_REST, _MOST_JOIN_S))
     return _Lost(*found).on(profile)
 

@@ -140,6 +140,20 @@ def test_what_a_pause_costs_is_told_from_requests_that_came_right_after_another(
     assert found == {"cold_prefill_s": pytest.approx(3e-3 / 0.6), "cold_decode_s": pytest.approx(5e-3)}
 
 
+def test_a_pause_costs_nothing_that_shows_where_units_rest_as_long_without_one() -> None:
+    class Slow(LiveService):
+        async def after_pauses(
+            self, pairs: int, seconds: float, *, prompt: int, output: int
+        ) -> tuple[list[Lone], list[Lone]]:
+            assert prompt + output < 1024
+            warm = Lone(1.0, [0.1] * (output - 1), 2.0, 1.0)
+            cold = Lone(1.1, [0.1] * (output - 1), 2.0 + seconds, 1.0 + seconds)
+            return [cold] * pairs, [warm] * pairs
+
+    found = asyncio.run(a_live()._cold(Slow(Client("http://127.0.0.1:1"), "bundled", range(10, 20))))
+    assert found == {"cold_prefill_s": 0.0, "cold_decode_s": 0.0}
+
+
 def test_work_of_others_shows_and_that_of_ones_own_does_not() -> None:
     spin = "import time; end = time.perf_counter() + 1.0\nwhile time.perf_counter() < end: pass"
     with subprocess.Popen([sys.executable, "-c", spin]) as other:
